@@ -1,0 +1,63 @@
+# make reproduce: the experiments and their report.  make test: everything that tests.  make help lists the rest.
+SHELL   := /bin/bash
+SCALE   ?= quick
+ONLY    ?=
+IMAGE   ?=
+SEEDS   ?=
+WORKERS ?=
+ARGS    ?=
+PYTEST  ?= -n 2
+.DEFAULT_GOAL := help
+.PHONY: help env reproduce test lint docs readme clean
+
+override VENV := .venv
+PY    := $(VENV)/bin/python
+# The environment is ready when this file exists; its name follows what was installed, so that a changed pin installs again.
+READY := $(VENV)/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+TORCH := torch==2.13.0
+
+help: ## this list
+	@echo 'make TARGET [NAME=value ...]'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@echo 'For reproduce: SCALE=smoke|quick|laptop|full  ONLY="fig05*"  IMAGE=astronaut  SEEDS=2  WORKERS=2  ARGS="-p name=value --force"'
+	@echo 'For the environment: PYTHON=python3.12 (3.11 to 3.13).  The data folder is INR_PRECOND_DATA.'
+
+env: $(READY) ## the virtual environment .venv with the pinned versions
+
+reproduce: $(READY) ## run the experiment notebooks and write results/SCALE/report.html
+	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m inr_precond.reproduce --exit-with-parent --scale '$(SCALE)' $(foreach p,$(ONLY),--only '$(p)') \
+	  $(if $(IMAGE),--image '$(IMAGE)') $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)
+
+test: $(READY) ## chapters, tests, the batch at smoke scale, notebooks in sync, lint
+	@OMP_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1 MPLBACKEND=agg $(PY) -m pytest $(PYTEST)
+
+lint: $(READY) ## ruff alone
+	@$(PY) -m ruff check inr_precond tests data_scripts nbs
+
+docs: $(READY) ## the chapters as HTML pages in _docs
+	@rm -rf _proc _docs
+	@$(PY) -c 'from nbdev.serve import proc_nbs; proc_nbs()'
+	@$(PY) -m nbconvert --log-level WARN --to html --output-dir _docs $$(find _proc -name '*.ipynb')
+	@echo 'Open _docs/index.html'
+
+readme: $(READY) ## README.md from nbs/index.ipynb
+	@rm -rf README_files
+	@$(PY) -m nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+
+clean: ## remove the environment, caches and built pages; results stay
+	rm -rf .venv _proc _docs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that an interrupted installation left behind has no ready file and is made anew;
+# a complete one of this folder and this Python is brought up to the changed pins.
+$(READY):
+	@set -eu; shopt -s nullglob; py=; \
+	for p in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	  if "$$p" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then py=$$p; break; fi; done; \
+	if [ -z "$$py" ]; then echo 'No Python 3.11, 3.12 or 3.13 with venv found$(if $(PYTHON), as $(PYTHON)); name one with PYTHON=/path/to/python3.11.' >&2; exit 2; fi; \
+	old=($(VENV)/ready-*); id="$(CURDIR) $$("$$py" -c 'import sys; print(*sys.version_info[:2], sep=".")')"; \
+	if [ "$${#old[@]}" -eq 0 ] || [ "$$(cat "$${old[0]}")" != "$$id" ]; then \
+	  echo "Making $(VENV) with $$("$$py" --version): about a minute, 1.5 GB."; rm -rf $(VENV); "$$py" -m venv $(VENV); \
+	else echo 'Bringing $(VENV) up to the changed pins.'; rm -f "$${old[@]}"; fi; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)' -e '.[dev]'; \
+	echo "$$id" > $@
