@@ -1,0 +1,333 @@
+"""Tables, comparisons and files of the experiment notebooks, on runs whose crossing times are known from a formula."""
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from inr_precond import figures
+
+
+def make_run(recipe="adam/released", seed=0, start=15.0, slope=0.002, steps=8000, ms=10.0, status="finished", image="astronaut", size=256, **options):
+    step = np.linspace(0, steps, 11).astype(int)
+    psnr = start + slope * step
+    evals = pd.DataFrame({"step": step, "seconds": step * ms / 1e3, "cpu_seconds": step * ms / 1e3, "mse": 10 ** (-psnr / 10), "psnr": psnr})
+    fine = np.linspace(80, steps, 100).astype(int)
+    curve = pd.DataFrame({"step": fine, "seconds": fine * ms / 1e3, "loss": 10 ** (-(start + slope * fine) / 10)})
+    config = SimpleNamespace(recipe=recipe, options=options, seed=seed, image=image, image_size=size, batch_size=512, steps=steps)
+    final = {"psnr": psnr[-1], "ssim": 0.9, "lpips": None, "mse": 10 ** (-psnr[-1] / 10), "best_psnr": psnr.max()}
+    return SimpleNamespace(config=config, key=f"{recipe}-{image}-{seed}", folder=None, status=status, diverged_at=None, curve=curve, evals=evals, final=final,
+                           ms_per_step=ms, state_floats_per_parameter=2.0)
+
+
+def pairs(count, gap=0.0005, jitter=0.0):
+    "`count` seeds of Adam and of ESGD, ESGD rising faster by `gap` dB a step, seed s by `jitter * s` more."
+    return [make_run("adam/released", s) for s in range(count)] + [make_run("esgd/released", s, slope=0.002 + gap + jitter * s) for s in range(count)]
+
+
+# ---- crossing -------------------------------------------------------------------------------------------------------------------------------
+
+def test_crossing_interpolates_between_evaluations():
+    "An implementation that returns the evaluation's own step would say 200."
+    assert figures.crossing([0, 100, 200], [10.0, 20.0, 40.0], 25.0) == pytest.approx(125)
+
+
+def test_crossing_is_the_first_of_several():
+    "A spike below the target after the first crossing must not move it."
+    assert figures.crossing([0, 100, 200, 300], [10, 30, 20, 40], 25) == pytest.approx(75)
+
+
+def test_crossing_at_the_first_point_and_exactly_on_a_point():
+    assert figures.crossing([7, 100], [30, 40], 25) == 7
+    assert figures.crossing([0, 100, 200], [10, 20, 30], 20) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("y, target", [([10, 20, 30], 31), ([math.nan] * 3, 5), ([10, 20, 30], math.nan), ([10, math.inf, 20], 25)])
+def test_crossing_never_reached_is_nan(y, target):
+    "Infinite and missing evaluations reach nothing."
+    assert math.isnan(figures.crossing([0, 1, 2], y, target))
+
+
+def test_crossing_passes_over_a_failed_evaluation():
+    assert figures.crossing([0, 100, 200], [10, math.nan, 30], 20) == pytest.approx(100)
+
+
+def test_at_step_does_not_extrapolate():
+    "A run of 2,560 steps has no PSNR at 8,000."
+    run = make_run(steps=2560)
+    assert math.isnan(figures.at_step(run, 8000)) and figures.at_step(run, 1000) == pytest.approx(17)
+
+
+# ---- rows and table --------------------------------------------------------------------------------------------------------------------------
+
+def test_known_crossing_step_and_seconds():
+    "Adam ends at 31 dB; ESGD rises .0025 dB a step and is there at 6,400 steps, at 10 ms a step 64 s."
+    rows = figures.measure(figures.by_method(pairs(1))).set_index("method")
+    assert rows.target_psnr["ESGD released"] == pytest.approx(31)
+    assert rows.steps_to_target["ESGD released"] == pytest.approx(6400) and rows.seconds_to_target["ESGD released"] == pytest.approx(64)
+    assert rows.steps_to_target["Adam"] == pytest.approx(8000)
+
+
+def test_the_target_is_the_one_of_the_same_seed_and_image():
+    "Comparing every run with the first Adam run would give one target."
+    runs = [make_run("adam/released", s, start=15 + s, image=i) for s in (0, 1) for i in ("a", "b")] + [make_run("esgd/released", s, image=i) for s in (0, 1) for i in ("a", "b")]
+    rows = figures.measure(figures.by_method(runs))
+    esgd = rows[rows.method == "ESGD released"]
+    assert esgd.target_psnr.tolist() == [31, 31, 32, 32] and esgd.difference.tolist() == pytest.approx([0, 0, -1, -1])
+
+
+def test_runs_of_different_length_are_compared_at_the_common_step():
+    "AdaHessian's 2,000 steps against Adam's 8,000: at 2,000 it leads by 2 dB, at the ends it trails by 10."
+    groups = figures.by_method([make_run(), make_run("adahessian-e/released", steps=2000, slope=0.003)])
+    row = figures.measure(groups).set_index("method").loc["AdaHessian(E) released"]
+    assert row.common_step == 2000 and row.difference == pytest.approx(2)
+    assert figures.result_table(figures.measure(groups)).loc["AdaHessian(E) released", "PSNR minus Adam's (dB)"] == "+2.00 at 2,000 steps"
+
+
+def test_table_prints_a_dash_where_the_target_is_never_reached():
+    table = figures.result_table(figures.measure(figures.by_method([make_run(), make_run("esgd/mended", slope=0.001)])))
+    assert table.loc["ESGD mended", "steps to Adam's final PSNR"] == "-" and table.loc["ESGD mended", "seconds to Adam's final PSNR"] == "-"
+    assert table.loc["ESGD mended", "LPIPS"] == "-"
+
+
+def test_table_counts_the_runs_that_reached_the_target():
+    runs = [make_run("adam/released", s) for s in range(3)] + [make_run("esgd/released", s, slope=k) for s, k in enumerate((0.0025, 0.0032, 0.001))]
+    table = figures.result_table(figures.measure(figures.by_method(runs)))
+    assert table.loc["ESGD released", "steps to Adam's final PSNR"] == "5,700 (2 of 3)"  # median of 6,400 and 5,000
+
+
+def test_diverged_run_is_a_row_not_a_crash():
+    lost = make_run("sgd/released", status="diverged")
+    lost.diverged_at, lost.final, lost.evals = 210, {}, lost.evals.iloc[:1]
+    groups = figures.by_method([make_run(), lost])
+    table = figures.result_table(figures.measure(groups))
+    assert table.loc["SGD", "runs"] == "1 (diverged at step 210)" and table.loc["SGD", "final PSNR (dB)"] == "-"
+    assert "nothing to compare (all its runs diverged)" in figures.conclude(figures.measure(groups), "SGD")
+    assert figures.convergence(groups, target="Adam") and figures.final_dots(groups)
+
+
+def test_nan_values_do_not_poison_a_mean():
+    broken = make_run("esgd/released", 1)
+    broken.final = {**broken.final, "psnr": math.nan}
+    rows = figures.measure(figures.by_method([*pairs(1), broken]))
+    assert figures.result_table(rows).loc["ESGD released", "final PSNR (dB)"] == "35.00"
+
+
+def test_diverged_reference_gives_no_target():
+    adam = make_run(status="diverged")
+    adam.final, adam.evals = {}, adam.evals.iloc[:2]
+    rows = figures.measure(figures.by_method([adam, make_run("esgd/released")]))
+    assert rows.steps_to_target.isna().all() and "reached Adam's final PSNR in 0 of 1 runs" in figures.conclude_speed(rows, "ESGD released")
+
+
+def test_best_and_last_are_kept_apart():
+    spiky = make_run()
+    spiky.final = {**spiky.final, "psnr": 25.0, "best_psnr": 31.0}
+    table = figures.result_table(figures.measure(figures.by_method([spiky])))
+    assert table.loc["Adam", "final PSNR (dB)"] == "25.00" and table.loc["Adam", "best PSNR (dB)"] == "31.00"
+
+
+# ---- pairs and sentences ---------------------------------------------------------------------------------------------------------------------
+
+def test_paired_interval_by_hand():
+    "1 to 5: mean 3, s = 1.5811, t(4) = 2.776, half width 1.963. The normal quantile 1.96 would give 1.386."
+    d = figures.paired([1, 2, 3, 4, 5])
+    assert d["mean"] == 3 and d["low"] == pytest.approx(3 - 1.963, abs=1e-3) and d["high"] == pytest.approx(3 + 1.963, abs=1e-3)
+
+
+@pytest.mark.parametrize("n, t", [(2, 12.706), (6, 2.571), (11, 2.228), (31, 2.042), (61, 2.000), (121, 1.980)])
+def test_student_quantiles(n, t):
+    "Known values of Student's table; off by one in the degrees of freedom fails at small n."
+    values = np.arange(n, dtype=float)
+    d = figures.paired(values)
+    assert (d["high"] - d["mean"]) / (values.std(ddof=1) / math.sqrt(n)) == pytest.approx(t, abs=2e-3)
+
+
+def test_paired_leaves_out_what_is_missing():
+    assert figures.paired([1.0, math.nan, 3.0])["n"] == 2 and figures.paired([math.inf])["n"] == 0
+    one = figures.paired([2.0])
+    assert one["mean"] == 2 and math.isnan(one["low"])
+
+
+def sentence(runs, method="ESGD released"):
+    return figures.conclude(figures.measure(figures.by_method(runs)), method)
+
+
+def test_four_pairs_conclude_nothing():
+    assert "undecided, 5 pairs are needed" in sentence(pairs(4, jitter=1e-5))
+
+
+def test_five_clear_pairs_conclude():
+    assert "8,000 steps: above (difference +4.16 dB, 5 pairs, 95 % interval +4.00 to +4.32)" in sentence(pairs(5, jitter=1e-5))
+    assert ": below (" in sentence(pairs(5, gap=-0.0005, jitter=1e-5))
+
+
+def test_an_interval_that_covers_zero_concludes_nothing():
+    runs = [make_run("adam/released", s) for s in range(5)] + [make_run("esgd/released", s, start=15 + d) for s, d in enumerate((-1, 1, -2, 2, 0.1))]
+    assert "undecided, the interval covers 0" in sentence(runs)
+
+
+def test_five_short_pairs_conclude_nothing():
+    "2,560 steps are too short to rank, whatever their difference."
+    runs = [make_run(r, s, slope=k, steps=2560) for r, k in (("adam/released", 0.002), ("esgd/released", 0.003)) for s in range(5)]
+    text = sentence(runs)
+    assert "not ranked, the runs are too short" in text and "above" not in text
+    assert "too short to rank" in figures.conclude_speed(figures.measure(figures.by_method(runs)), "ESGD released")
+
+
+def test_five_small_pictures_conclude_nothing():
+    assert "not ranked" in sentence([make_run(r, s, slope=k, size=32) for r, k in (("adam/released", 0.002), ("esgd/released", 0.003)) for s in range(5)])
+
+
+def test_speed_sentence_is_a_ratio_to_adams_own_crossing():
+    text = figures.conclude_speed(figures.measure(figures.by_method(pairs(5, jitter=1e-5))), "ESGD released")
+    assert text.startswith("ESGD released reached Adam's final PSNR in 5 of 5 runs, after 0.79 of its steps") and "undecided" not in text
+    assert "undecided" in figures.conclude_speed(figures.measure(figures.by_method(pairs(2))), "ESGD released")
+
+
+def test_speed_is_undecided_where_some_runs_never_arrive():
+    "Dropping the runs that never arrive would turn a loss into a win."
+    runs = pairs(6)
+    runs[-1] = make_run("esgd/released", 5, slope=0.001)
+    assert "in 5 of 6 runs" in (text := figures.conclude_speed(figures.measure(figures.by_method(runs)), "ESGD released")) and "undecided" in text
+
+
+@pytest.mark.parametrize("steps, size, short", [(2560, 256, True), (7680, 256, False), (64000, 256, False), (64000, 32, True)])
+def test_too_short(steps, size, short):
+    assert figures.too_short(steps, size) is short
+
+
+def test_short_note_names_only_the_short_methods():
+    note = figures.short_note([make_run(), make_run("adahessian-e/released", steps=2560)])
+    assert note.startswith("AdaHessian(E) released: 2,560 steps are too short") and "Adam:" not in note
+    assert figures.short_note([make_run()]) == ""
+    assert "say nothing about the methods" in figures.short_note([make_run(size=32, steps=24)])
+
+
+# ---- looks -----------------------------------------------------------------------------------------------------------------------------------
+
+def test_colours_are_fixed_and_distinct():
+    "The colours are part of the published figures: a change must be deliberate."
+    assert figures.style("adam/released")["color"] == "#0072B2" and figures.style("esgd/mended")["color"] == "#D55E00"
+    assert len({c for _, c in figures.FAMILIES.values()}) == len(figures.FAMILIES)
+
+
+def test_variants_differ_by_line_not_by_colour():
+    a, b = figures.style("esgd/released"), figures.style("esgd/mended")
+    assert a["color"] == b["color"] and a["linestyle"] != b["linestyle"]
+
+
+def test_every_recipe_has_a_colour():
+    recipes = pytest.importorskip("inr_precond.recipes")
+    for name in recipes.recipes(): figures.style(name)
+
+
+def test_unknown_family_says_what_to_do():
+    with pytest.raises(ValueError, match="figures.FAMILIES"): figures.style("lion/released")
+
+
+def test_labels_are_distinct_for_distinct_settings():
+    names = ["adam/released", "adam/paper-sine", "esgd/released", "esgd/mended", "adahessian-e/released", "adahessian-j/released", "sgd/released"]
+    labels = [figures.label(make_run(n).config) for n in names] + [figures.label(make_run("adam/released", lr=1e-3).config)]
+    assert len(set(labels)) == len(labels) and labels[0] == "Adam" and labels[-1] == "Adam, lr 0.001"
+
+
+def test_spread_over_seeds():
+    table = figures.spread([make_run(seed=s, start=15 + s) for s in range(3)], "psnr")
+    assert np.allclose(table.high - table.low, 2) and np.allclose(table.middle, make_run(start=16).evals.psnr)
+
+
+def test_convergence_axes_say_what_they_show():
+    figure = figures.convergence(figures.by_method(pairs(3)), "title", target="Adam")
+    top, right, bottom, last = figure.axes[:4]
+    assert top.get_yscale() == "log" and "MSE" in top.get_ylabel() and "dB" in bottom.get_ylabel()
+    assert "128 steps" in bottom.get_xlabel() and "(s)" in last.get_xlabel()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["Adam", "ESGD released"]
+    assert len(bottom.collections) == 2, "three seeds make a band each"
+
+
+def test_epochs_of_the_horizontal_axis():
+    "8,000 steps are 62.5 epochs of 128 steps."
+    figure = figures.convergence(figures.by_method([make_run()]))
+    assert figure.axes[2].lines[0].get_xdata().max() == pytest.approx(62.5)
+    assert figure.axes[3].lines[0].get_xdata().max() == pytest.approx(80)  # 8,000 steps of 10 ms
+
+
+def test_reconstruction_windows_do_not_overlap():
+    picture = np.random.default_rng(0).random((64, 64, 3))
+    (r1, c1), (r2, c2) = figures.detail_windows(picture, 16)
+    assert abs(r1 - r2) >= 8 or abs(c1 - c2) >= 8
+    assert all(0 <= v <= 48 for v in (r1, c1, r2, c2))
+
+
+def test_error_map_clips_the_prediction_only():
+    target = np.zeros((4, 4, 3))
+    assert figures.error_map(target + 7, target).max() == 1 and figures.error_map(target - 7, target).max() == 0
+
+
+@pytest.mark.parametrize("taken, factor", [(50, 1.0), (149, 1.67), (500, 2.73), (1000, 3.32), (12_800, 2.48), (25_600, 1.95), (64_000, 1.42)])
+def test_hidden_multiplier_against_hand_computed_values(taken, factor):
+    "Counted one by one: 50 updates in the warm-up, then one every 100 steps."
+    assert figures.hidden_multiplier([taken])[0] == pytest.approx(factor, abs=0.006)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def experiment(tmp_path):
+    return figures.Experiment("fig00_test", "A test", "The paper says nothing (Fig. 0).", "smoke", tmp_path)
+
+
+def test_experiment_json_has_the_agreed_fields(experiment, tmp_path):
+    figure = figures.final_dots(figures.by_method(pairs(2)))
+    experiment.figure(figure, "dots", "Dots.")
+    experiment.table(pd.DataFrame({"a": [1]}), "results", "One number.")
+    experiment.finish({"x": np.float32(1.5), "nan": math.nan, "deep": {"list": [np.int64(3), math.inf]}})
+    record = json.loads((tmp_path / "experiments/fig00_test.json").read_text())
+    assert list(record) == ["name", "title", "paper", "scale", "note", "figures", "tables", "metrics", "runs", "data", "verdict"]
+    assert record["figures"] == [{"file": "figures/fig00_test/dots.png", "caption": "Dots."}] and record["tables"][0]["file"] == "tables/fig00_test/results.csv"
+    assert record["metrics"] == {"x": 1.5, "nan": None, "deep": {"list": [3, None]}} and record["verdict"] is None
+    assert (tmp_path / "figures/fig00_test/dots.png").stat().st_size > 1000 and (tmp_path / "figures/fig00_test/dots.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_experiment_lists_each_run_once_with_its_hash(experiment, tmp_path):
+    run = make_run()
+    run.folder = tmp_path / "run"
+    run.folder.mkdir()
+    (run.folder / "metrics.json").write_text("{}")
+    experiment.runs = [run, run]
+    record = experiment.finish({})
+    assert record["runs"] == [{"key": run.key, "label": "Adam, astronaut, seed 0", "status": "finished",
+                               "metrics_sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}]
+    assert record["data"][0]["name"] == "astronaut" and len(record["data"][0]["sha256"]) == 64
+
+
+def test_a_failed_write_leaves_the_old_record(experiment, tmp_path, monkeypatch):
+    "Writing in place would leave a truncated file behind."
+    experiment.finish({"x": 1})
+    monkeypatch.setattr(figures.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError): experiment.finish({"x": 2})
+    assert json.loads((tmp_path / "experiments/fig00_test.json").read_text())["metrics"] == {"x": 1}
+
+
+def test_captions_and_names_are_required(experiment):
+    figure = figures.final_dots(figures.by_method(pairs(1)))
+    with pytest.raises(ValueError, match="no caption"): experiment.figure(figure, "a", " ")
+    experiment.figure(figure, "a", "A.")
+    with pytest.raises(ValueError, match="exists twice"): experiment.figure(figure, "a", "B.")
+
+
+def test_unknown_scale_names_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="smoke, quick, laptop, full"): figures.Experiment("a", "b", "c", "huge", tmp_path)
+
+
+def test_figures_are_the_same_bytes_twice(tmp_path):
+    "A date in the file would make every batch differ."
+    files = []
+    for name in ("one", "two"):
+        experiment = figures.Experiment("x", "t", "p", "smoke", tmp_path / name)
+        experiment.figure(figures.convergence(figures.by_method(pairs(1))), "a", "A.")
+        files.append([(tmp_path / name / f"figures/x/a.{kind}").read_bytes() for kind in ("png", "pdf")])
+    assert files[0] == files[1]
