@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SHARED', 'Clock', 'patch_to', 'PreconditionedSGD', 'state_dtype', 'SGD', 'Diagonal', 'root_mean', 'Adam']
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #dcf355f5
+# %% ../../nbs/10_preconditioned_sgd.ipynb #2f8918d8
 import math
 from dataclasses import dataclass, field
 import torch
 from torch.optim import Optimizer
 from ..curvature import Problem, rademacher_like, value_and_grad, value_grad_hvp
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #3bbd8941
+# %% ../../nbs/10_preconditioned_sgd.ipynb #7f03b8ff
 @dataclass(eq=False)
 class Clock:
     "The counters of parameters that began at the same step, with the host's copy that decides the schedule."
@@ -36,7 +36,7 @@ class Clock:
         if self.due: self.updates.add_(1); self.k += 1
         self.step.add_(1); self.t += 1
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #a21eee72
+# %% ../../nbs/10_preconditioned_sgd.ipynb #81b43133
 def _custom_nodes(tensors, limit=10_000):
     "Names of the nodes in the tensors' graphs that are not autograd's own: custom Functions and compiled regions."
     todo, seen, names = [t.grad_fn for t in tensors if t.grad_fn is not None], set(), []
@@ -48,7 +48,7 @@ def _custom_nodes(tensors, limit=10_000):
         todo += [n for n, _ in node.next_functions if n is not None]
     return names
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #53621040
+# %% ../../nbs/10_preconditioned_sgd.ipynb #f9543851
 def _twice(grads, params, probes, loss=None):
     "Hv as the derivative of <g, v>; parameters that g does not depend on give zeros. RuntimeError names the layer that stops it."
     live = [(g, v) for g, v in zip(grads, probes) if g.requires_grad]
@@ -62,13 +62,13 @@ def _twice(grads, params, probes, loss=None):
                            "use layers with a second derivative and an uncompiled model, or an optimizer that needs gradients alone (SGD, Adam)") from e
     return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(out, params)]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #9f5459ba
+# %% ../../nbs/10_preconditioned_sgd.ipynb #01388c44
 def patch_to(cls):
     "Decorator: the function becomes a method of cls."
     def add(method): setattr(cls, method.__name__, method); return method
     return add
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #8af1247f
+# %% ../../nbs/10_preconditioned_sgd.ipynb #b50adcc5
 def _check_option(name, value, choices=()):
     "ValueError, in one sentence, where an option that the family shares is out of its range."
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -82,7 +82,7 @@ def _check_option(name, value, choices=()):
     if name in choices and value not in choices[name]: raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices[name]))}")
     if name in rules and not rules[name][0]: raise ValueError(f"{name} is {value!r}, but must be {rules[name][1]}")
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #cc01bcdb
+# %% ../../nbs/10_preconditioned_sgd.ipynb #19fd47d0
 class PreconditionedSGD(Optimizer):
     "Algorithm 1 with momentum, `x <- x - lr * P^-1 m`: schedule, derivatives, state and step of the whole family. A subclass says what P is."
     uses_hvp = False                                # whether P is made of Hessian-vector products
@@ -115,7 +115,7 @@ class PreconditionedSGD(Optimizer):
         "Whether the coming step updates curvature that is made of Hessian-vector products."
         return self.uses_hvp and any(clock.due for clock in self._cohorts())
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #89aff260
+# %% ../../nbs/10_preconditioned_sgd.ipynb #f3a9cd80
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     "The precision in which moments and curvature of a parameter are kept: its own, and float32 for bfloat16 and float16."
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
@@ -149,7 +149,7 @@ def _cohorts(self) -> list[Clock]:
         clock.params = params
     return [clock for clock, _ in cohorts.values()]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #34fbd126
+# %% ../../nbs/10_preconditioned_sgd.ipynb #2ee25b00
 @patch_to(PreconditionedSGD)
 def init_state(self, p, group) -> dict:             # the tensors of one parameter's state
     "Zeros for the momentum (none where beta1 is 0). A subclass adds its preconditioner's."
@@ -165,16 +165,18 @@ def momentum(self, clock) -> tuple[list, float]:    # (m, its bias correction)
     if not clock.group.get("nesterov"): return m, 1 - beta ** (clock.t + 1)
     return torch._foreach_lerp(m, clock.grads, 1 - beta), 1 - beta ** (clock.t + 2)
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #36ff0313
+# %% ../../nbs/10_preconditioned_sgd.ipynb #c0b39b48
 @patch_to(PreconditionedSGD)
 def _differentiate(self, closure, params, due):
     "(loss, gradients, probes, Hessian-vector products) of this step, from a Problem, a closure or the `.grad` fields."
-    probes = rademacher_like(params, self._probe_generator(params[0].device)) if due else ()
+    draw = lambda: rademacher_like(params, self._probe_generator(params[0].device)) if due else ()
     if isinstance(closure, Problem):
+        probes = draw()
         with torch.enable_grad():                   # for what autograd has to do where the fast path does not apply
             loss, grads, *hvps = value_grad_hvp(closure, params, probes) if due else value_and_grad(closure, params)
         return loss, grads, probes, *(hvps or ((),))
     loss, grads = self._from_autograd(closure, params, due)
+    probes = draw()                                 # after the gradient, so that a refused step leaves the generator alone
     hvps = _twice(grads, params, probes, loss) if due else ()
     return None if loss is None else loss.detach(), [g.detach() for g in grads], probes, hvps
 
@@ -200,7 +202,7 @@ def _from_autograd(self, closure, params, due):
     if any(g is not None and g.is_sparse for g in grads): raise RuntimeError("a gradient is sparse, but this optimizer takes dense gradients; use an embedding with sparse=False")
     return loss, [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params)]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #2207d3d8
+# %% ../../nbs/10_preconditioned_sgd.ipynb #f9b8dc59
 @patch_to(PreconditionedSGD)
 @torch.no_grad()
 def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; None where step() was called without a closure
@@ -240,7 +242,7 @@ def _advance(self, clock):
     self.descend(clock, m, rate / correction)
     clock.tick()
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #b40b4572
+# %% ../../nbs/10_preconditioned_sgd.ipynb #d2c769fd
 @patch_to(PreconditionedSGD)
 def update_curvature(self, clock) -> None:
     "Takes what this step saw (clock.grads, clock.probes, clock.hvps) into the preconditioner's state; the identity has none."
@@ -261,7 +263,7 @@ def _foreach_step(params, direction, rate):
     else:
         for p, d in zip(params, direction): p.copy_(p.to(d.dtype).sub_(d, alpha=rate))
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #a4df0cfe
+# %% ../../nbs/10_preconditioned_sgd.ipynb #cbf32921
 @patch_to(PreconditionedSGD)
 def _probe_generator(self, device):
     "The generator of the probes, on the parameters' device, made at first use."
@@ -292,7 +294,7 @@ def __getstate__(self):
 def __setstate__(self, state):
     Optimizer.__setstate__(self, {**state, "_clocks": {}})
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #ee858cfc
+# %% ../../nbs/10_preconditioned_sgd.ipynb #8763761e
 SHARED = dict(weight_decay=0., lr_warmup=0, lr_warmup_decay=0., update_every=1, warmup=0, maximize=False)   # options that every member has
 
 class SGD(PreconditionedSGD):
@@ -311,7 +313,7 @@ class SGD(PreconditionedSGD):
         torch._foreach_mul_(b, mu); torch._foreach_add_(b, clock.grads, alpha=1 - group["dampening"] if clock.t else 1.)
         return (torch._foreach_add(clock.grads, b, alpha=mu) if group["nesterov"] else b), 1.
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #aa548ceb
+# %% ../../nbs/10_preconditioned_sgd.ipynb #03ac8b8f
 class Diagonal(PreconditionedSGD):
     "A member whose P is a vector: it accumulates `curvature` and says in `diagonal` what P is made of it."
     def moving(self, clock) -> bool: return False   # whether P changes between two curvature updates
@@ -340,7 +342,7 @@ class Diagonal(PreconditionedSGD):
         "The diagonal of each parameter that has taken a step, for looking at."
         return {p: d for c in self._cohorts() if c.k for p, d in zip(c.params, self.diagonal(c, c.k, c.t))}
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #11d73274
+# %% ../../nbs/10_preconditioned_sgd.ipynb #66d73fae
 def root_mean(curvature: list, correction: float, eps: float) -> list:
     "sqrt(curvature / correction) + eps, the denominator of Adam, ESGD and AdaHessian(E)."
     P = torch._foreach_sqrt(curvature)
