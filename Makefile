@@ -25,7 +25,7 @@ help: ## this list
 env: $(READY) ## the virtual environment .venv with the pinned versions
 
 reproduce: $(READY) ## run the experiment notebooks and write results/SCALE/report.html
-	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m inr_precond.reproduce --exit-with-parent --scale '$(SCALE)' $(foreach p,$(ONLY),--only '$(p)') \
+	@exec env JUPYTER_PREFER_ENV_PATH=1 $(PY) -m inr_precond.reproduce --exit-with-parent --scale '$(SCALE)' $(foreach p,$(ONLY),--only '$(p)') \
 	  $(if $(IMAGE),--image '$(IMAGE)') $(if $(SEEDS),--seeds '$(SEEDS)') $(if $(WORKERS),--workers '$(WORKERS)') $(ARGS)
 
 test: $(READY) ## chapters, tests, the batch at smoke scale, notebooks in sync, lint
