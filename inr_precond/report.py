@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STYLE', 'SCALE_TEXT', 'text', 'slug', 'clock', 'inline', 'read_table', 'leading_number', 'shorten', 'better',
            'best_cells', 'table_html', 'figure_html', 'tables_html', 'verdict_html', 'section_html', 'overview_html',
-           'flat', 'provenance_html', 'lead', 'page', 'write_atomically', 'read_record', 'write_report']
+           'flat', 'provenance_html', 'lead', 'page', 'save', 'read_record', 'write_report']
 
-# %% ../nbs/35_report.ipynb #a353e11d
+# %% ../nbs/35_report.ipynb #38b44106
 import base64
 import csv
 import html
@@ -18,7 +18,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-# %% ../nbs/35_report.ipynb #535fc450
+# %% ../nbs/35_report.ipynb #e20f4be1
 def text(value):  # anything with a str
     "Escaped text; `code` in backticks becomes <code>."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(value)))
@@ -33,7 +33,7 @@ def clock(seconds):
     s = int(round(seconds))
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
 
-# %% ../nbs/35_report.ipynb #08a29b5d
+# %% ../nbs/35_report.ipynb #eef6e928
 @lru_cache(maxsize=512)
 def _encoded(path, changed, width):
     raw = Path(path).read_bytes()
@@ -52,7 +52,7 @@ def inline(path,  # a PNG file
     "A picture as a data URI, with its size in pixels: `(uri, (width, height))`."
     return _encoded(str(path), os.stat(path).st_mtime_ns, width)
 
-# %% ../nbs/35_report.ipynb #32cacd11
+# %% ../nbs/35_report.ipynb #7a7b5f11
 def read_table(path):  # a CSV file with a header
     "Header and rows of a CSV file, as text."
     with open(path, newline="", encoding="utf-8") as file: rows = list(csv.reader(file))
@@ -70,7 +70,7 @@ def shorten(cell):
     if value != value: return "–"
     return cell if re.fullmatch(r"[+-]?\d+", cell) or len(re.sub(r"\D", "", cell)) <= 5 else f"{value:.4g}"
 
-# %% ../nbs/35_report.ipynb #13f993fd
+# %% ../nbs/35_report.ipynb #52e575a7
 def better(column):  # a column's name
     "+1 where higher is better, -1 where lower is, 0 where the column is not a competition."
     name = column.lower()
@@ -78,15 +78,23 @@ def better(column):  # a column's name
     if any(word in name for word in ("steps to", "seconds to", "ms a step", "ms per step", "lpips", "mse", "chamfer")): return -1
     return 1 if any(word in name for word in ("psnr", "ssim", "iou")) else 0
 
+def _silenced(rows, note):  # rows whose first cell is a method
+    "Rows that a note excludes from ranking: those it names, or all where it names none."
+    if not any(phrase in note for phrase in ("too short", "say nothing", "says nothing")): return set()
+    named = {i for i, row in enumerate(rows) if row and row[0] and re.search(rf"(?<![\w(]){re.escape(row[0])}(?!\w)", note)}
+    return named or set(range(len(rows)))
+
 def best_cells(header, rows, note=""):
-    "Positions (row, column) of the best values, among the rows that may be compared."
-    silent = any(phrase in note for phrase in ("too short", "say nothing", "says nothing"))
-    named = {i for i, row in enumerate(rows) if silent and row and row[0] and row[0] in note}
-    if silent and not named: return set()
+    "Positions (row, column) of the best values, among the rows (or columns, where the methods are there) that may be compared."
+    names = [row[0] for row in rows if row]
+    if sum(better(n) != 0 for n in names) > sum(better(n) != 0 for n in header):
+        turned = [list(column) for column in zip(header, *rows)]
+        return {(i - 1, j + 1) for j, i in best_cells(turned[0], turned[1:], note) if i}
+    silenced = _silenced(rows, note)
     same = [j for j, name in enumerate(header) if name.lower() in ("image", "steps", "activation", "shape", "scene", "scale")]
     groups, best = {}, set()
     for i, row in enumerate(rows):
-        if i not in named: groups.setdefault(tuple(row[j] for j in same), []).append(i)
+        if i not in silenced: groups.setdefault(tuple(row[j] for j in same), []).append(i)
     for j, sign in ((j, better(name)) for j, name in enumerate(header)):
         for group in groups.values() if sign else ():
             values = {i: leading_number(rows[i][j]) for i in group if not re.search(r"\(\d+ of \d+\)", rows[i][j])}
@@ -94,7 +102,7 @@ def best_cells(header, rows, note=""):
             if len(set(values.values())) > 1: best |= {(i, j) for i, v in values.items() if v == max(values.values())}
     return best
 
-# %% ../nbs/35_report.ipynb #23ef2816
+# %% ../nbs/35_report.ipynb #8a0d5842
 def table_html(header, rows, caption="", note=""):
     "A table with numbers at the right and the best values marked."
     best = best_cells(header, rows, note)
@@ -108,7 +116,7 @@ def table_html(header, rows, caption="", note=""):
     body = "".join("<tr>" + "".join(cell(i, j, v) for j, v in enumerate(row)) + "</tr>" for i, row in enumerate(rows))
     return f'<div class="wide"><table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../nbs/35_report.ipynb #c63e1bf4
+# %% ../nbs/35_report.ipynb #3ddac42a
 def figure_html(out, figure, width):  # figure: {"file", "caption"} of a record
     "One picture with its caption and the links to its files, or a sentence that says that it is missing."
     file = Path(out) / figure["file"]
@@ -126,8 +134,14 @@ def tables_html(out, record):
     for table in record.get("tables", []):
         file = Path(out) / table["file"]
         if not file.is_file(): parts.append(f'<p class="missing">The table {text(table["file"])} is missing.</p>')
-        else: parts.append(table_html(*read_table(file), table["caption"], record.get("note") or "") + f'<p class="links"><a href="{html.escape(table["file"], quote=True)}">CSV</a></p>')
+        else: parts.append(_table_part(table, *read_table(file), record.get("note") or ""))
     return "".join(parts)
+
+def _table_part(table, header, rows, note):
+    "A table with a link to its file; folded away where it is too large to take in at a look."
+    link = f'<p class="links"><a href="{html.escape(table["file"], quote=True)}">CSV</a></p>'
+    if len(rows) <= 20 and len(header) <= 13: return table_html(header, rows, table["caption"], note) + link
+    return f'<details><summary>{text(table["caption"])} {len(rows)} rows.</summary>{table_html(header, rows, "", note)}{link}</details>'
 
 def verdict_html(verdict):  # None, a word, or {"verdict", "text"}
     "A claim's verdict as a coloured word with its sentence; nothing where there is none."
@@ -135,7 +149,7 @@ def verdict_html(verdict):  # None, a word, or {"verdict", "text"}
     word, words = (verdict.get("verdict", "undecided"), verdict.get("text", "")) if isinstance(verdict, dict) else (verdict, "")
     return f'<span class="badge {slug(word)}">{text(word)}</span>' + (f" {text(words)}" if words else "")
 
-# %% ../nbs/35_report.ipynb #3202e484
+# %% ../nbs/35_report.ipynb #f7a9109c
 def section_html(out, entry, width):  # entry: what the batch knows of a notebook, with its "record"
     "The section of one experiment: the paper's words, our figures and tables, or why there are none."
     record = entry.get("record") or {}
@@ -148,12 +162,18 @@ def section_html(out, entry, width):  # entry: what the batch knows of a noteboo
     if lost: aside.append('<p class="note">' + "; ".join(text(f"{run.get('label', run.get('key'))}: {run['status']}") for run in lost) + "</p>")
     if links: aside.append(f'<p class="links">{links}</p>')
     main = [f'<p class="error">{text(entry["error"])}</p>'] if entry.get("error") else []
-    main += [figure_html(out, figure, width) for figure in record.get("figures", [])] + [tables_html(out, record)]
+    main += [_conclusions(record)] + [figure_html(out, figure, width) for figure in record.get("figures", [])] + [tables_html(out, record)]
     if not record and not entry.get("error"): main.append('<p class="missing">Not run yet.</p>')
     return (f'<section id="{slug(entry["name"])}"><h2>{title}</h2><div class="pair"><aside>{"".join(aside)}</aside>'
             f'<div class="ours">{"".join(main)}</div></div></section>')
 
-# %% ../nbs/35_report.ipynb #dc162a26
+# %% ../nbs/35_report.ipynb #09fbd3d8
+def _conclusions(record):
+    "The sentences that an experiment computed, as a list."
+    lines = (record.get("metrics") or {}).get("conclusions") or []
+    return '<ul class="conclusions">' + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>" if isinstance(lines, list) and lines else ""
+
+# %% ../nbs/35_report.ipynb #a15c9e9e
 def overview_html(entries):
     "The table at the top: each experiment, its status, time and verdict."
     rows = []
@@ -175,7 +195,7 @@ def flat(value, name=""):  # nested dicts and lists
         return [pair for k, v in enumerate(value) for pair in flat(v, f"{name}.{k}")]
     return [(name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)]
 
-# %% ../nbs/35_report.ipynb #c516d721
+# %% ../nbs/35_report.ipynb #b8353ae2
 def provenance_html(provenance, entries):
     "What another person needs to repeat the batch: machine, versions, commit, data, and when each notebook ran."
     rows = "".join(f'<tr><th scope="row">{text(name)}</th><td>{text("–" if value is None else value)}</td></tr>' for name, value in flat(provenance))
@@ -193,7 +213,7 @@ def _elsewhere(entry, provenance):
     then, now = dict(flat(entry.get("provenance") or {})), dict(flat(provenance))
     return "; ".join(f"{k}: {then[k]}" for k in then if k in now and k not in ("written", "command") and then[k] != now[k])
 
-# %% ../nbs/35_report.ipynb #c7c0d694
+# %% ../nbs/35_report.ipynb #093bcb09
 STYLE = """
 :root{color-scheme:light dark;--bg:#fcfcfa;--fg:#1d1f21;--dim:#63686e;--line:#dcdcd6;--card:#f3f3ee;--link:#0b5a8a;--good:#1b6e3c;--bad:#a3271f;--open:#7a5a00}
 @media(prefers-color-scheme:dark){:root{--bg:#16181a;--fg:#e4e4df;--dim:#a0a5aa;--line:#33373b;--card:#1f2225;--link:#7fc0ea;--good:#7ccf99;--bad:#f0938b;--open:#e2c16a}}
@@ -231,13 +251,17 @@ td strong{border-bottom:2px solid var(--good)}
 .error{border-left:3px solid var(--bad);padding-left:.7rem;overflow-wrap:anywhere}
 .missing{color:var(--bad)}
 .links{font-size:.9rem}
+.conclusions{margin:0 0 1.6rem;padding:.8rem 1rem .8rem 2rem;background:var(--card);border-radius:4px;font-size:.95rem}
+.conclusions li{margin:.2rem 0}
+details{margin:1rem 0}
+summary{cursor:pointer;color:var(--dim);font-size:.9rem}
 code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 @media(min-width:62rem){.pair{grid-template-columns:15rem 1fr;gap:2.5rem}aside{position:sticky;top:1.5rem;align-self:start}}
 @media print{:root{color-scheme:light;--bg:#fff;--fg:#000;--dim:#444;--line:#bbb;--card:#fff;--link:#000;--good:#000;--bad:#000;--open:#000}
 body{max-width:none;padding:0;font-size:10pt}.pair{display:block}aside{position:static}figure,tr{break-inside:avoid}h2{break-after:avoid}.wide{overflow:visible}table{font-size:7.5pt}}
 """
 
-# %% ../nbs/35_report.ipynb #64001803
+# %% ../nbs/35_report.ipynb #c72f803e
 SCALE_TEXT = {"smoke": "At scale smoke every notebook runs for seconds on small pictures: it shows that everything works, and its numbers say nothing about the methods.",
               "quick": "At scale quick the runs are a fraction of the paper's: the longest show the main orderings with one seed, the others are marked as too short to rank.",
               "laptop": "At scale laptop the main comparisons have the paper's number of steps, on several seeds.",
@@ -264,17 +288,12 @@ def page(out, scale, entries, provenance, width=1800):  # width: of embedded pic
             f'<p>Written {text(provenance.get("written", ""))}. <a href="#provenance">Machine, versions, data</a>.</p></header>'
             f'<main>{overview_html(entries)}{sections}{provenance_html(provenance, entries)}</main></body></html>\n')
 
-# %% ../nbs/35_report.ipynb #b48aa4c0
-def write_atomically(path, content):  # content: str
+# %% ../nbs/35_report.ipynb #48c1e6b5
+def save(path, content):  # content: str
     "Write a text file in one piece: a reader sees the old file or the new one."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    from inr_precond.train import write_atomically
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.encode())
 
 def read_record(out, name):
     "The record `experiments/<name>.json`, or None where it does not exist or cannot be read."
@@ -289,5 +308,5 @@ def write_report(out,  # folder of a scale's results
     for width in (1800, 1200, 900, 600, 400):
         made = page(out, scale, entries, provenance, width)
         if len(made.encode()) <= limit: break
-    write_atomically(Path(out) / "report.html", made)
+    save(Path(out) / "report.html", made)
     return Path(out) / "report.html"

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'run_hashes', 'before_execution', 'after_execution', 'why', 'read_state',
-           'start_notebook', 'stop_notebook', 'failure', 'progress_line', 'Display', 'active_runs', 'Job', 'recall',
-           'machine', 'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
+           'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall', 'machine',
+           'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
            'notebooks_folder', 'prepare', 'show_list', 'summary', 'main']
 
-# %% ../nbs/33_reproduce.ipynb #15b88303
+# %% ../nbs/33_reproduce.ipynb #677d20d7
 import argparse
 import ast
 import difflib
@@ -32,9 +32,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .report import clock, flat, read_record, write_atomically, write_report
+from .report import clock, flat, read_record, save, write_report
 
-# %% ../nbs/33_reproduce.ipynb #3017f35f
+# %% ../nbs/33_reproduce.ipynb #ae016980
 class BatchError(Exception):
     "What is wrong with a batch's command, in one sentence."
 
@@ -55,7 +55,7 @@ def discover(folder,  # folder of experiment notebooks
             raise BatchError(f"--only {pattern!r} matches no experiment{closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
     return paths, [n for n in names if not only or any(fnmatch.fnmatch(n, p) for p in only)]
 
-# %% ../nbs/33_reproduce.ipynb #65692620
+# %% ../nbs/33_reproduce.ipynb #240157f3
 def accepted_parameters(path):
     "The names in a notebook's cell tagged `parameters`."
     import logging
@@ -82,7 +82,7 @@ def assign(accepted,  # {notebook: names of its parameters}
             raise BatchError(f"The parameter {name!r} is in none of the selected notebooks{closest(name, known)}; they accept {', '.join(known) or 'none'}.")
     return {notebook: {k: v for k, v in {**common, **given}.items() if k in names} for notebook, names in accepted.items()}
 
-# %% ../nbs/33_reproduce.ipynb #f4b863fa
+# %% ../nbs/33_reproduce.ipynb #9e4ab16d
 def digest(value):  # anything that JSON can hold
     "A short hash of a value."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -109,7 +109,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #529b1cb1
+# %% ../nbs/33_reproduce.ipynb #7d092a41
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now."
     hashes = {}
@@ -131,7 +131,7 @@ def after_execution(out, record, parameters):
         used["default"] = default_image()
     return used
 
-# %% ../nbs/33_reproduce.ipynb #0c8a9622
+# %% ../nbs/33_reproduce.ipynb #db84bd2c
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
@@ -153,13 +153,16 @@ def read_state(out, name):
     except (OSError, ValueError): return None
     return state if isinstance(state, dict) else None
 
-# %% ../nbs/33_reproduce.ipynb #29b5907e
-def _end_tree():
-    "Kill every process below this one, then end."
+# %% ../nbs/33_reproduce.ipynb #c4f6ad51
+def _end_tree(patience=5.):  # patience: seconds
+    "End the kernel, give its training processes time to write their checkpoints, end what is left, and this process."
     import psutil
-    for process in psutil.Process().children(recursive=True):
-        try: process.kill()
-        except psutil.NoSuchProcess: continue
+    tree = psutil.Process().children(recursive=True)
+    for group in (psutil.Process().children(), tree):
+        for process in group:
+            try: process.kill()
+            except psutil.NoSuchProcess: continue
+        if group is not tree: psutil.wait_procs(tree, timeout=patience)
     os._exit(1)
 
 def _end_with_parent():
@@ -182,7 +185,7 @@ def _child():
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr); sys.exit(1)
 
-# %% ../nbs/33_reproduce.ipynb #787c6dbf
+# %% ../nbs/33_reproduce.ipynb #b888d702
 def start_notebook(path, target, parameters, log):
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
@@ -203,7 +206,7 @@ def stop_notebook(child):
     try: child.wait(15)
     except subprocess.TimeoutExpired: child.kill(); child.wait()
 
-# %% ../nbs/33_reproduce.ipynb #ef904225
+# %% ../nbs/33_reproduce.ipynb #d3a9725d
 def failure(target,  # executed notebook
             log, status):  # status: exit status of the notebook's process
     "One line on why a notebook failed."
@@ -219,15 +222,7 @@ def failure(target,  # executed notebook
     if status < 0: return f"killed by {signal.Signals(-status).name}" + (f" after: {lines[-1][:300]}" if lines else "")
     return lines[-1][:600] if lines else f"ended with status {status}"
 
-# %% ../nbs/33_reproduce.ipynb #636f7617
-def progress_line(p):  # progress of a run, from `runs.active`
-    "One run's progress in words."
-    parts = [str(p.get("label") or p.get("recipe") or p.get("key", "run")[:10]), f"{p.get('step', 0):,}/{p.get('steps', 0):,}"]
-    if p.get("loss") is not None: parts.append(f"loss {p['loss']:.2e}")
-    if p.get("psnr") is not None: parts.append(f"PSNR {p['psnr']:.2f} dB")
-    if p.get("eta_s") is not None: parts.append(f"{clock(p['eta_s'])} left")
-    return "  ".join(parts)
-
+# %% ../nbs/33_reproduce.ipynb #ad56d4f6
 class Display:
     "Lines that stay in place in a terminal; one compact line now and then elsewhere."
     def __init__(self, stream=None, every=15.):  # every: seconds between lines where there is no terminal
@@ -251,15 +246,15 @@ class Display:
             self.drawn = 1 + len(lines); self.stream.flush()
         elif time.monotonic() - self.last >= self.every: self.say(" | ".join((head, *lines)))
 
-# %% ../nbs/33_reproduce.ipynb #e8c4f75a
+# %% ../nbs/33_reproduce.ipynb #5ea98b86
 def active_runs(out):
     "Progress of the runs now training below `out`, as lines."
     store = Path(out) / "runs"
     if not store.is_dir(): return []
     from inr_precond import runs
-    return [progress_line(p) for p in runs.active(store)]
+    return [runs.progress_line(state) for state in runs.active(store)]
 
-# %% ../nbs/33_reproduce.ipynb #75862e58
+# %% ../nbs/33_reproduce.ipynb #088f5920
 @dataclass
 class Job:
     "A notebook of the batch."
@@ -286,28 +281,21 @@ def recall(job, out):
         job.status = {"ran": "unchanged"}.get(state["status"], state["status"])
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
-# %% ../nbs/33_reproduce.ipynb #a5d3846d
-def _git(*arguments):
-    root = Path(importlib.import_module("inr_precond").__file__).parents[1]
-    try: return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return None
-
+# %% ../nbs/33_reproduce.ipynb #b5dc033e
 def machine():
     "What the numbers depend on besides the code: machine, versions, commit."
     def version(name):
         try: return importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError: return None
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists(): cpu = next(iter(re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())), cpu)
     import torch
+
+    from inr_precond import runs
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "cpu": cpu, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "threads": "one a process", "gpu": ", ".join(gpus) or "none", "system": f"{platform.system()} {platform.release()}", "commit": _git("rev-parse", "HEAD"),
-            "uncommitted changes": None if changes is None else bool(changes),
+    return {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "cpu": runs._processor(), "cores": runs.default_workers([]), "threads": "one a process",
+            "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs._commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
-# %% ../nbs/33_reproduce.ipynb #62a16759
+# %% ../nbs/33_reproduce.ipynb #5eaeccff
 def execute(job, out, display, head):  # head: what a line of progress begins with
     "Execute one notebook to its end, show its progress, and keep what became of it."
     target, log = Path(out) / "notebooks" / f"{job.name}.ipynb", Path(out) / "notebooks" / f"{job.name}.log"
@@ -328,9 +316,9 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     if child.returncode == 0 and not record: job.error = f"it ended without writing experiments/{job.name}.json; its last cell has to call Experiment.finish"
     if job.status == "ran": parts |= after_execution(out, record, job.parameters); log.unlink(missing_ok=True)
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
-    write_atomically(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
+    save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #54e713c3
+# %% ../nbs/33_reproduce.ipynb #e55239fd
 def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv` and `report.html` from what there is now."
     import csv
@@ -342,11 +330,11 @@ def gather(jobs, out, scale, provenance):
         record = read_record(out, job.name) or {}
         collected[job.name] = {**job.entry(), **{k: record.get(k) for k in ("title", "note", "metrics", "runs", "data", "verdict")}}
         rows.writerows([job.name, name, value] for name, value in flat(record.get("metrics") or {}) if isinstance(value, (int, float)))
-    write_atomically(Path(out) / "metrics.json", json.dumps({"scale": scale, "provenance": provenance, "experiments": collected}, indent=1))
-    write_atomically(Path(out) / "metrics.csv", table.getvalue())
+    save(Path(out) / "metrics.json", json.dumps({"scale": scale, "provenance": provenance, "experiments": collected}, indent=1))
+    save(Path(out) / "metrics.csv", table.getvalue())
     return write_report(out, scale, [job.entry() for job in jobs], provenance)
 
-# %% ../nbs/33_reproduce.ipynb #305237a3
+# %% ../nbs/33_reproduce.ipynb #442f0b59
 def run_batch(jobs, out, scale, force=False, display=None):
     "Execute what has to be executed of `jobs`, go on after a failure, and return the number of notebooks that failed."
     display, provenance = display or Display(), machine()
@@ -371,7 +359,7 @@ def run_batch(jobs, out, scale, force=False, display=None):
     gather(jobs, out, scale, provenance)
     return sum(job.status == "failed" for job in chosen)
 
-# %% ../nbs/33_reproduce.ipynb #8d7b3df6
+# %% ../nbs/33_reproduce.ipynb #e743ff3e
 @contextmanager
 def only_batch(out, patience=20.):  # patience: seconds
     "Hold the lock of a results folder, which must be writable."
@@ -401,9 +389,10 @@ def _locked(file):
 def disk_sentence(error, out):
     "An OSError while writing results, as a sentence that says what to do."
     if error.errno in (errno.ENOSPC, errno.EDQUOT): return f"The disk of {out} is full; free some space or give a folder on another disk with --out, and run the same command again."
+    if error.filename is None and error.strerror: return error.strerror  # it is a sentence of this package
     return f"The results cannot be written to {error.filename or out} ({error.strerror}); make it writable or give another folder with --out."
 
-# %% ../nbs/33_reproduce.ipynb #9a2ff161
+# %% ../nbs/33_reproduce.ipynb #abc103bb
 SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
@@ -428,7 +417,7 @@ def arguments(argv=None):
     args.only = [p.strip() for pattern in args.only for p in pattern.split(",") if p.strip()]
     return args
 
-# %% ../nbs/33_reproduce.ipynb #f85a916f
+# %% ../nbs/33_reproduce.ipynb #7d46a40f
 def given_parameters(args):
     "The parameters that the user asked for: {name: value}."
     given = {name: value for name, value in (("image", args.image), ("seeds", args.seeds), ("workers", args.workers)) if value is not None}
@@ -459,7 +448,7 @@ def prepare(args):
     parameters = assign(accepted, given_parameters(args), common)
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
-# %% ../nbs/33_reproduce.ipynb #086d62cb
+# %% ../nbs/33_reproduce.ipynb #cc525a60
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
@@ -481,7 +470,7 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #07684ce1
+# %% ../nbs/33_reproduce.ipynb #5fa6e191
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
     began = time.monotonic()
@@ -505,5 +494,5 @@ def main(argv=None):
     finally:
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/33_reproduce.ipynb #f4eb5afd
+# %% ../nbs/33_reproduce.ipynb #caecb5c1
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())
