@@ -6,7 +6,7 @@ IMAGE   ?=
 SEEDS   ?=
 WORKERS ?=
 ARGS    ?=
-PYTEST  ?= -n 2
+PYTEST  ?= -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce test lint docs readme clean
 
