@@ -30,7 +30,7 @@ def crops(path: Path):
     try:
         with np.load(path) as packed: data = packed["test_data"]
     except KeyError as e: raise ValueError("it has no test_data") from e
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise ValueError(f"it is damaged or incomplete: {e}") from e
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e: raise ValueError(f"its test_data cannot be read, it is damaged or incomplete: {e}") from e
     if data.ndim != 4 or data.shape[-1] != 3 or not len(data): raise ValueError(f"its test_data has shape {data.shape}, not (images, rows, columns, 3)")
     if data.dtype != np.uint8:
         if not ((data >= 0) & (data <= 255) & (data == np.rint(data))).all(): raise ValueError("its test_data are not whole numbers from 0 to 255")
