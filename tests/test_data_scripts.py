@@ -151,7 +151,7 @@ HTML = b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title></
 
 
 @pytest.mark.parametrize("change,words", [
-    (dict(status=404), ["HTTP 404"]), (dict(status=503), ["HTTP 503"]), (dict(body=HTML, type="text/html; charset=utf-8"), ["web page"]), (dict(body=HTML), ["web page"]),
+    (dict(status=404), ["HTTP 404"]), (dict(status=503), ["HTTP 503"]), (dict(body=HTML, type="text/html; charset=utf-8"), ["web page"]), (dict(body=HTML), ["web page"]), (dict(body=b"<p>Quota exceeded", type="text/html"), ["web page"]),
     (dict(body=b""), [".npz"]), (dict(body=b"PK\3\4 nonsense"), ["damaged or incomplete"])])
 def test_a_bad_answer_gives_link_and_place_in_one_message(div2k, server, change, words):
     for name, value in change.items(): setattr(server, name, value)
