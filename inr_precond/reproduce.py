@@ -9,7 +9,7 @@ __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters',
            'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
            'notebooks_folder', 'prepare', 'show_list', 'summary', 'main']
 
-# %% ../nbs/33_reproduce.ipynb #677d20d7
+# %% ../nbs/33_reproduce.ipynb #e83dd2b2
 import argparse
 import ast
 import difflib
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from .report import clock, flat, read_record, save, write_report
 
-# %% ../nbs/33_reproduce.ipynb #ae016980
+# %% ../nbs/33_reproduce.ipynb #e4cfbc2d
 class BatchError(Exception):
     "What is wrong with a batch's command, in one sentence."
 
@@ -55,7 +55,7 @@ def discover(folder,  # folder of experiment notebooks
             raise BatchError(f"--only {pattern!r} matches no experiment{closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
     return paths, [n for n in names if not only or any(fnmatch.fnmatch(n, p) for p in only)]
 
-# %% ../nbs/33_reproduce.ipynb #240157f3
+# %% ../nbs/33_reproduce.ipynb #af19af12
 def accepted_parameters(path):
     "The names in a notebook's cell tagged `parameters`."
     import logging
@@ -82,7 +82,7 @@ def assign(accepted,  # {notebook: names of its parameters}
             raise BatchError(f"The parameter {name!r} is in none of the selected notebooks{closest(name, known)}; they accept {', '.join(known) or 'none'}.")
     return {notebook: {k: v for k, v in {**common, **given}.items() if k in names} for notebook, names in accepted.items()}
 
-# %% ../nbs/33_reproduce.ipynb #9e4ab16d
+# %% ../nbs/33_reproduce.ipynb #4d64e9d7
 def digest(value):  # anything that JSON can hold
     "A short hash of a value."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -109,7 +109,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #7d092a41
+# %% ../nbs/33_reproduce.ipynb #e07007bc
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now."
     hashes = {}
@@ -131,7 +131,7 @@ def after_execution(out, record, parameters):
         used["default"] = default_image()
     return used
 
-# %% ../nbs/33_reproduce.ipynb #db84bd2c
+# %% ../nbs/33_reproduce.ipynb #b09abfed
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
@@ -153,7 +153,7 @@ def read_state(out, name):
     except (OSError, ValueError): return None
     return state if isinstance(state, dict) else None
 
-# %% ../nbs/33_reproduce.ipynb #c4f6ad51
+# %% ../nbs/33_reproduce.ipynb #7eb494fa
 def _end_tree(patience=5.):  # patience: seconds
     "End the kernel, give its training processes time to write their checkpoints, end what is left, and this process."
     import psutil
@@ -185,7 +185,7 @@ def _child():
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr); sys.exit(1)
 
-# %% ../nbs/33_reproduce.ipynb #b888d702
+# %% ../nbs/33_reproduce.ipynb #397ba8ff
 def start_notebook(path, target, parameters, log):
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
@@ -206,7 +206,7 @@ def stop_notebook(child):
     try: child.wait(15)
     except subprocess.TimeoutExpired: child.kill(); child.wait()
 
-# %% ../nbs/33_reproduce.ipynb #d3a9725d
+# %% ../nbs/33_reproduce.ipynb #bc10bef0
 def failure(target,  # executed notebook
             log, status):  # status: exit status of the notebook's process
     "One line on why a notebook failed."
@@ -222,7 +222,7 @@ def failure(target,  # executed notebook
     if status < 0: return f"killed by {signal.Signals(-status).name}" + (f" after: {lines[-1][:300]}" if lines else "")
     return lines[-1][:600] if lines else f"ended with status {status}"
 
-# %% ../nbs/33_reproduce.ipynb #ad56d4f6
+# %% ../nbs/33_reproduce.ipynb #197ec198
 class Display:
     "Lines that stay in place in a terminal; one compact line now and then elsewhere."
     def __init__(self, stream=None, every=15.):  # every: seconds between lines where there is no terminal
@@ -241,12 +241,12 @@ class Display:
     def show(self, head, lines):
         "The present state: `head`, and a line for each of `lines`."
         if self.terminal:
-            wide = os.get_terminal_size(self.stream.fileno()).columns - 1
+            wide = (os.get_terminal_size(self.stream.fileno()).columns or 80) - 1
             self.clear(); self.stream.write("".join(line[:wide] + "\n" for line in (head, *("    " + x for x in lines))))
             self.drawn = 1 + len(lines); self.stream.flush()
         elif time.monotonic() - self.last >= self.every: self.say(" | ".join((head, *lines)))
 
-# %% ../nbs/33_reproduce.ipynb #5ea98b86
+# %% ../nbs/33_reproduce.ipynb #09829ee1
 def active_runs(out):
     "Progress of the runs now training below `out`, as lines."
     store = Path(out) / "runs"
@@ -254,7 +254,7 @@ def active_runs(out):
     from inr_precond import runs
     return [runs.progress_line(state) for state in runs.active(store)]
 
-# %% ../nbs/33_reproduce.ipynb #088f5920
+# %% ../nbs/33_reproduce.ipynb #f5be1e92
 @dataclass
 class Job:
     "A notebook of the batch."
@@ -281,7 +281,7 @@ def recall(job, out):
         job.status = {"ran": "unchanged"}.get(state["status"], state["status"])
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
-# %% ../nbs/33_reproduce.ipynb #b5dc033e
+# %% ../nbs/33_reproduce.ipynb #2798c3d9
 def machine():
     "What the numbers depend on besides the code: machine, versions, commit."
     def version(name):
@@ -295,7 +295,7 @@ def machine():
             "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs._commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
-# %% ../nbs/33_reproduce.ipynb #5eaeccff
+# %% ../nbs/33_reproduce.ipynb #8a70ccb6
 def execute(job, out, display, head):  # head: what a line of progress begins with
     "Execute one notebook to its end, show its progress, and keep what became of it."
     target, log = Path(out) / "notebooks" / f"{job.name}.ipynb", Path(out) / "notebooks" / f"{job.name}.log"
@@ -318,7 +318,7 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
     save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #e55239fd
+# %% ../nbs/33_reproduce.ipynb #3085cc61
 def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv` and `report.html` from what there is now."
     import csv
@@ -334,7 +334,7 @@ def gather(jobs, out, scale, provenance):
     save(Path(out) / "metrics.csv", table.getvalue())
     return write_report(out, scale, [job.entry() for job in jobs], provenance)
 
-# %% ../nbs/33_reproduce.ipynb #442f0b59
+# %% ../nbs/33_reproduce.ipynb #d1b52a73
 def run_batch(jobs, out, scale, force=False, display=None):
     "Execute what has to be executed of `jobs`, go on after a failure, and return the number of notebooks that failed."
     display, provenance = display or Display(), machine()
@@ -359,7 +359,7 @@ def run_batch(jobs, out, scale, force=False, display=None):
     gather(jobs, out, scale, provenance)
     return sum(job.status == "failed" for job in chosen)
 
-# %% ../nbs/33_reproduce.ipynb #e743ff3e
+# %% ../nbs/33_reproduce.ipynb #1d67ba33
 @contextmanager
 def only_batch(out, patience=20.):  # patience: seconds
     "Hold the lock of a results folder, which must be writable."
@@ -392,7 +392,7 @@ def disk_sentence(error, out):
     if error.filename is None and error.strerror: return error.strerror  # it is a sentence of this package
     return f"The results cannot be written to {error.filename or out} ({error.strerror}); make it writable or give another folder with --out."
 
-# %% ../nbs/33_reproduce.ipynb #abc103bb
+# %% ../nbs/33_reproduce.ipynb #dc8d2cbe
 SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
@@ -417,7 +417,7 @@ def arguments(argv=None):
     args.only = [p.strip() for pattern in args.only for p in pattern.split(",") if p.strip()]
     return args
 
-# %% ../nbs/33_reproduce.ipynb #7d46a40f
+# %% ../nbs/33_reproduce.ipynb #e29ef34b
 def given_parameters(args):
     "The parameters that the user asked for: {name: value}."
     given = {name: value for name, value in (("image", args.image), ("seeds", args.seeds), ("workers", args.workers)) if value is not None}
@@ -448,7 +448,7 @@ def prepare(args):
     parameters = assign(accepted, given_parameters(args), common)
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
-# %% ../nbs/33_reproduce.ipynb #cc525a60
+# %% ../nbs/33_reproduce.ipynb #46189104
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
@@ -470,7 +470,7 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #5fa6e191
+# %% ../nbs/33_reproduce.ipynb #101578a9
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
     began = time.monotonic()
@@ -494,5 +494,5 @@ def main(argv=None):
     finally:
         if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/33_reproduce.ipynb #caecb5c1
+# %% ../nbs/33_reproduce.ipynb #8a69d470
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())

@@ -1,0 +1,153 @@
+"The report: complete, self-contained, and honest about gaps."
+import csv
+import json
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from inr_precond import report
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    "Collects tags, checks that they nest."
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(text); self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID: self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data): self.text.append(data)
+
+    def all(self, tag): return [attributes for name, attributes in self.tags if name == tag]
+
+
+def picture(path, size=(640, 400), noisy=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (Image.effect_noise(size, 80).convert("RGB") if noisy else Image.linear_gradient("L").resize(size).convert("RGB")).save(path)
+
+
+def experiment(out, name, figures=1, noisy=False, size=(640, 400), **changes):
+    "Write the files of an experiment and its record."
+    entries = []
+    for i in range(figures):
+        picture(out / "figures" / name / f"f{i}.png", size, noisy)
+        entries.append({"file": f"figures/{name}/f{i}.png", "caption": f"Figure {i} of {name}: PSNR < 30 dB & more."})
+    (out / "tables" / name).mkdir(parents=True, exist_ok=True)
+    with open(out / "tables" / name / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["method", "steps", "PSNR (dB)"], ["Adam", "100", "20.123456789"], ["ESGD", "100", "21.5"]])
+    record = {"name": name, "title": f"Title of {name}", "paper": f"The paper says this of {name}.", "scale": "quick", "note": "", "figures": entries,
+              "tables": [{"file": f"tables/{name}/t.csv", "caption": "Results."}], "metrics": {"x": 1.5, "conclusions": ["ESGD is undecided."]},
+              "runs": [{"key": "k", "label": "Adam, seed 0", "status": "finished", "metrics_sha256": None}], "data": [{"name": "astronaut", "sha256": "ab" * 32, "source": "NASA"}],
+              "verdict": None, **changes}
+    (out / "experiments").mkdir(exist_ok=True)
+    (out / "experiments" / f"{name}.json").write_text(json.dumps(record))
+    return {"name": name, "status": "ran", "seconds": 61.2, "finished": "today", "error": None, "provenance": {"cpu": "a"}}
+
+
+@pytest.fixture
+def made(tmp_path):
+    entries = [experiment(tmp_path, "fig05", figures=2), experiment(tmp_path, "fig08"), {"name": "fig09", "status": "failed", "error": "KeyError: <x>", "seconds": 1.}]
+    return report.write_report(tmp_path, "quick", entries, {"written": "now", "cpu": "b", "versions": {"torch": "2.13.0"}}).read_text()
+
+
+def test_it_is_a_page(made):
+    "Markup that does not nest shows differently in every browser."
+    page = Page(made)
+    assert page.open == [] and made.startswith("<!doctype html>")
+    assert page.all("html")[0]["lang"] == "en" and any(m.get("name") == "viewport" for m in page.all("meta"))
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids)) and "provenance" in ids
+    assert all(a["href"][1:] in ids for a in page.all("a") if a["href"].startswith("#"))
+
+
+def test_it_needs_nothing_else(made):
+    "A picture or style from another address would be missing on a machine without a network."
+    page = Page(made)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
+    assert not page.all("script") and not page.all("link") and "url(" not in made and "@import" not in made and "//" not in made.replace("data:image/png;base64,", "").split("<body>")[0]
+    assert all(not a["href"].startswith(("http", "/")) for a in page.all("a"))
+
+
+def test_pictures_say_what_they_show(made):
+    "A reader who cannot see the pictures gets their captions."
+    images = Page(made).all("img")
+    assert len(images) == 3 and all(image["alt"].startswith("Figure ") and image["width"] and image["height"] for image in images)
+    assert "prefers-color-scheme:dark" in made and "@media print" in made
+
+
+def test_failure_is_shown(made):
+    "A failed notebook that leaves no trace looks as if it had not existed."
+    assert "KeyError: &lt;x&gt;" in made and 'class="badge failed"' in made
+
+
+def test_content(made):
+    text = " ".join(Page(made).text)
+    for part in ("The paper says this of fig05.", "Results.", "20.12", "ESGD is undecided.", "1:01", "cpu: a", "2.13.0", "ab" * 32, "astronaut"): assert part in text, part
+    assert '<strong title="best of the rows that may be compared">21.5</strong>' in made
+
+
+def test_record_cannot_inject_markup(tmp_path):
+    "Titles, captions and errors are text."
+    evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
+    entry = experiment(tmp_path, "fig05", title=evil, paper=evil, note=evil, verdict=evil, data=[{"name": evil, "sha256": evil, "source": evil}])
+    made = report.write_report(tmp_path, evil, [{**entry, "status": evil, "error": evil}], {evil: evil}).read_text()
+    page = Page(made)
+    assert not page.all("script") and all("onerror" not in attributes for _, attributes in page.tags)
+
+
+def test_large_pictures_are_scaled_down(tmp_path):
+    "A dozen large pictures would make a page that no mail takes."
+    entry = experiment(tmp_path, "fig05", figures=3, noisy=True, size=(2000, 1500))
+    raw = sum(p.stat().st_size for p in tmp_path.rglob("*.png"))
+    path = report.write_report(tmp_path, "quick", [entry], {}, limit=2_000_000)
+    assert raw > 8_000_000 and path.stat().st_size <= 2_000_000
+    assert len(Page(path.read_text()).all("img")) == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null"])
+def test_damaged_record_is_no_crash(tmp_path, content):
+    "A record that was cut off is shown as missing, and the others stay."
+    entries = [experiment(tmp_path, "fig05"), experiment(tmp_path, "fig08")]
+    (tmp_path / "experiments" / "fig05.json").write_text(content)
+    made = report.write_report(tmp_path, "quick", entries, {}).read_text()
+    assert "Not run yet." in made and "Title of fig08" in made
+
+
+def test_missing_files_are_named(tmp_path):
+    entry = experiment(tmp_path, "fig05")
+    for file in [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.csv")]: file.unlink()
+    made = report.write_report(tmp_path, "quick", [entry], {}).read_text()
+    assert "The figure figures/fig05/f0.png is missing." in made and "The table tables/fig05/t.csv is missing." in made
+
+
+def test_report_is_replaced_in_one_piece(tmp_path, monkeypatch):
+    "When the disk fills up while the page is written, the one before stays whole."
+    entry = experiment(tmp_path, "fig05")
+    path = report.write_report(tmp_path, "quick", [entry], {})
+    before = path.read_text()
+    monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError): report.write_report(tmp_path, "quick", [], {})
+    assert path.read_text() == before and [p.name for p in tmp_path.glob("*.tmp")] == []
+
+
+@pytest.mark.parametrize("note, best", [("", {(1, 1)}), ("100 steps are too short to rank (orderings show from 7,680)", set()),
+                                        ("a test of the machinery: its numbers say nothing about the methods", set()),
+                                        ("SGD: 100 steps are too short to rank", {(1, 1)}), ("ESGD: 100 steps are too short to rank", {(0, 1)})])
+def test_best_is_marked_only_where_it_means_something(note, best):
+    "A bold number is a claim: none where the experiment itself says that its runs are too short, and SGD is not ESGD."
+    assert report.best_cells(["method", "PSNR (dB)"], [["Adam", "20.1"], ["ESGD", "21.5"], ["SGD", "11.0"]], note) == best
+
+
+def test_methods_that_stopped_early_do_not_win():
+    "The fastest to a target among those that always reach it."
+    header, rows = ["method", "seconds to Adam's final PSNR"], [["Adam", "60"], ["ESGD", "20 (1 of 5)"], ["J", "-"], ["E", "30"]]
+    assert report.best_cells(header, rows) == {(3, 1)}

@@ -1,0 +1,268 @@
+"The batch: what it executes and what not, what it says, and what it leaves behind when it is stopped."
+import errno
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from inr_precond import reproduce
+
+PARAMETERS = "scale = 'smoke'\nseeds = None\nimage = None\nout = '.'\nworkers = None\n"
+FINISH = """
+import json, pathlib
+def finish(name, runs=(), data=()):
+    folder = pathlib.Path(out) / "experiments"; folder.mkdir(parents=True, exist_ok=True)
+    record = {"name": name, "title": f"Title of {name}", "paper": "P.", "scale": scale, "note": "", "figures": [], "tables": [],
+              "metrics": {"answer": 42}, "runs": list(runs), "data": list(data), "verdict": None}
+    (folder / f"{name}.json").write_text(json.dumps(record))
+"""
+TRAINS = """
+from inr_precond import runs
+config = runs.RunConfig(image="astronaut", image_size=32, hidden_features=32, num_layers=3, batch_size=64, steps=STEPS, seed=0)
+run = runs.sweep([config], store=pathlib.Path(out) / "runs", workers=1)[0]
+finish("slow", [{"key": run.key, "label": "a run", "status": run.status, "metrics_sha256": hashlib.sha256((run.folder / "metrics.json").read_bytes()).hexdigest()}])
+"""
+
+
+def notebook(folder, name, code, parameters=PARAMETERS):
+    cell = nbformat.v4.new_code_cell(parameters); cell.metadata["tags"] = ["parameters"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}"), cell, *(nbformat.v4.new_code_cell(c) for c in (FINISH, code))])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "An empty working folder; `nbs/` takes the notebooks."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
+    return tmp_path
+
+
+def batch(*arguments): return reproduce.main(["--notebooks", "nbs", "--scale", "smoke", *arguments])
+
+
+def state(name): return reproduce.read_state("results/smoke", name)
+
+
+def test_failures_do_not_stop_the_others(place, capsys):
+    "An exception, a crash of the kernel and a notebook that forgets its record: each is named, the good ones run, the status is 1."
+    notebook(place / "nbs", "a_raises", "def f(): raise ValueError('sigma is -1;\\n give a positive number')\nf()")
+    notebook(place / "nbs", "b_crashes", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    notebook(place / "nbs", "c_forgets", "1 + 1")
+    notebook(place / "nbs", "d_works", "finish('d_works')")
+    assert batch() == 1
+    said, page = capsys.readouterr(), Path("results/smoke/report.html").read_text()
+    assert "ValueError: sigma is -1; give a positive number (In [4])" in said.out and "Experiment.finish" in said.out and "3 of 4 notebooks failed" in said.err
+    assert {n: state(n)["status"] for n in ("a_raises", "b_crashes", "c_forgets", "d_works")} == {"a_raises": "failed", "b_crashes": "failed", "c_forgets": "failed", "d_works": "ran"}
+    assert "Kernel died" in state("b_crashes")["error"]
+    assert "sigma is -1" in page and "Title of d_works" in page and page.count('class="badge failed"') == 3
+    metrics = json.loads(Path("results/smoke/metrics.json").read_text())
+    assert metrics["experiments"]["d_works"]["metrics"] == {"answer": 42} and metrics["experiments"]["a_raises"]["error"]
+    assert metrics["provenance"]["versions"]["torch"] and "git_commit" in metrics["provenance"]
+    assert Path("results/smoke/metrics.csv").read_text() == "experiment,metric,value\nd_works,answer,42\n"
+
+
+def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
+    "Source, parameters, library, data, runs and outputs: each change is seen and named; without one nothing is executed."
+    notebook(place / "nbs", "a", "finish('a', [{'key': 'r', 'metrics_sha256': __import__('hashlib').sha256(b'x').hexdigest()}], [{'name': 'astronaut', 'sha256': '', 'source': ''}])")
+    Path("results/smoke/runs/r").mkdir(parents=True); Path("results/smoke/runs/r/metrics.json").write_text("x")
+    assert batch() == 0
+    first, executed = state("a"), Path("results/smoke/notebooks/a.ipynb").read_bytes()
+    assert batch() == 0 and state("a") == first and "unchanged" in capsys.readouterr().out
+    path, out = Path("nbs/a.ipynb"), Path("results/smoke")
+    parameters = {"scale": "smoke", "out": "../results/smoke"}
+    why = lambda **changes: reproduce.why(path, {**parameters, **changes}, out)
+    assert why() == "" and why(out="elsewhere", workers=3) == "" and why(seeds=2) == "the parameters changed"
+    source = path.read_text()
+    path.write_text(source.replace("# a", "# b")); assert why() == "the notebook changed"
+    path.write_text(source); assert why() == ""
+    with monkeypatch.context() as m: m.setattr(reproduce, "library_hash", lambda: "other"); assert why() == "the library changed"
+    with monkeypatch.context() as m: m.setattr(reproduce, "data_hashes", lambda names: {"astronaut": "other"}); assert why() == "the data changed"
+    with monkeypatch.context() as m: m.setattr("inr_precond.data.images.default_image", lambda: "lion"); assert why() == "the data changed"
+    (out / "runs/r/metrics.json").write_text("y"); assert why() == "its runs changed"
+    (out / "runs/r/metrics.json").write_text("x"); assert why() == ""
+    (out / "notebooks/a.ipynb").unlink(); assert why() == "notebooks/a.ipynb is missing"
+    (out / "notebooks/a.ipynb").write_bytes(executed); (out / "experiments/a.json").write_text("{"); assert why() == "it was interrupted"
+    (out / "state/a.json").write_text("{"); assert why() == "not run before"
+    assert batch("-p", "seeds=2") == 0 and state("a")["parts"]["parameters"] != first["parts"]["parameters"]
+    assert "seeds = 2" in Path("results/smoke/notebooks/a.ipynb").read_text()
+
+
+def test_selection_keeps_the_others_in_the_report(place):
+    "A batch of one experiment must not drop the results of the others from the page."
+    notebook(place / "nbs", "a", "finish('a')"); notebook(place / "nbs", "b", "finish('b')"); notebook(place / "nbs", "c", "finish('c')")
+    assert batch("--only", "a") == 0
+    assert batch("--only", "b,d*") == 2 and batch("--only", "b") == 0
+    page = Path("results/smoke/report.html").read_text()
+    assert "Title of a" in page and "Title of b" in page and 'id="c"' in page and "Not run yet" in page
+
+
+@pytest.mark.parametrize("arguments, parts", [
+    (["-p", "seed=3"], ["'seed'", "'seeds'", "accept"]), (["-p", "steps=3"], ["'steps'", "scale"]), (["-p", "steps"], ["NAME=VALUE"]), (["-p", "out=x"], ["--out"]),
+    (["--scale", "quik"], ["'quik'", "'quick'", "laptop"]), (["--only", "fig5_image"], ["'fig5_image'", "'fig05_image'"]), (["--only", "nothing*"], ["nothing", "fig05_image"]),
+    (["--seeds", "0"], ["--seeds is 0"]), (["--workers", "-1"], ["--workers is -1"]), (["--image", "lyon"], ["lyon", "lion"]), (["--image", "none.png"], ["none.png"]),
+    (["--notebooks", "nowhere"], ["nowhere", "--notebooks"])])
+def test_wrong_command(place, capsys, arguments, parts):
+    "A mistake is one sentence with what is accepted, before anything is executed or written."
+    notebook(place / "nbs", "fig05_image", "finish('fig05_image')")
+    assert batch(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.strip().endswith(".") and all(part in said for part in parts), said
+    assert not Path("results").exists()
+
+
+def test_damaged_notebook(place, capsys):
+    (place / "nbs").mkdir(); (place / "nbs" / "a.ipynb").write_text("{")
+    assert batch() == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a.ipynb" in said
+
+
+def test_values_of_parameters():
+    "A text that is no literal stays a text; numbers, booleans and lists become themselves."
+    read = reproduce.given_parameters(reproduce.arguments(["-p", "a=1", "-p", "b=x=y", "-p", "c=[1, 2.5]", "-p", "d=None", "-p", "e=true", "-p", "f="]))
+    assert read == {"a": 1, "b": "x=y", "c": [1, 2.5], "d": None, "e": True, "f": ""}
+
+
+def test_image_path_is_seen_from_the_notebook(place):
+    "Notebooks run in their own folder: a relative path of the command line must still name the same file."
+    from PIL import Image
+    Image.linear_gradient("L").convert("RGB").save("mine.png")
+    assert reproduce.given_parameters(reproduce.arguments(["--image", "mine.png"])) == {"image": str((place / "mine.png").resolve())}
+
+
+def test_results_folder_cannot_be_made(place, capsys):
+    "One sentence, not a traceback."
+    notebook(place / "nbs", "a", "finish('a')"); Path("file").write_text("")
+    assert batch("--out", "file") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "file" in said and "--out" in said
+
+
+def test_results_folder_is_read_only(place):
+    "As above, where the folder exists; by a process without root's rights."
+    notebook(place / "nbs", "a", "finish('a')"); Path("results").mkdir(mode=0o555)
+    place.chmod(0o755)
+    code = "import os, sys\nfrom inr_precond import reproduce\nif os.geteuid() == 0: os.setgid(65534); os.setuid(65534)\n" \
+           "try:\n  with reproduce.only_batch('results/smoke'): sys.exit(9)\nexcept reproduce.BatchError as error: print(error); sys.exit(2)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "Permission denied" in done.stdout and "--out" in done.stdout, done.stdout + done.stderr
+
+
+def test_full_disk(place, capsys, monkeypatch):
+    "The disk fills up while the batch runs: one sentence that says what to do, and the same command goes on later."
+    import inr_precond.train
+    notebook(place / "nbs", "a", "finish('a')")
+    def full(path, data, durable=True): raise OSError(errno.ENOSPC, "it could not be written")
+    with monkeypatch.context() as m:
+        m.setattr(inr_precond.train, "write_atomically", full)
+        assert batch() == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "full" in said and "--out" in said
+    assert batch() == 0
+
+
+def test_two_batches_do_not_mix(place, capsys, monkeypatch):
+    "The second waits for a while and then says which process is at work."
+    notebook(place / "nbs", "a", "finish('a')")
+    monkeypatch.setattr(reproduce, "_locked", lambda file: False)
+    monkeypatch.setattr(reproduce.only_batch.__wrapped__, "__defaults__", (.3,))
+    assert batch() == 2
+    assert "Another batch" in capsys.readouterr().err
+
+
+def start(*arguments, prefix=()):
+    command = [*prefix, sys.executable, "-m", "inr_precond.reproduce", "--notebooks", "nbs", "--scale", "smoke", *arguments]
+    return subprocess.Popen(command, stdout=open("log.txt", "w"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{what} did not happen; the log says: {Path('log.txt').read_text()}"
+        time.sleep(.05)
+    return value
+
+
+def training():
+    "The run that trains now, once it has made 200 steps."
+    from inr_precond import runs
+    store = Path("results/smoke/runs")
+    return [p for p in (runs.active(store) if store.is_dir() else []) if p["step"] >= 200]
+
+
+def slow(place, steps):
+    notebook(place / "nbs", "slow", "import hashlib\n" + TRAINS.replace("STEPS", str(steps)))
+
+
+@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill -9 of make"])
+def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
+    "However a batch is stopped, none of its processes is left, and the same command goes on from where the run was."
+    slow(place, 8_000)
+    make = how == "kill -9 of make"
+    process = start(*["--exit-with-parent"] * make, prefix=["/bin/sh", "-c", '"$@"; true', "sh"] if make else ())
+    at = wait_for(training, 90, "training")[0]["step"]
+    tree = psutil.Process(process.pid).children(recursive=True)
+    assert len(tree) >= 3  # papermill, kernel, training
+    process.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+    status = process.wait(30)
+    _, alive = psutil.wait_procs(tree, timeout=30)
+    assert not alive, [p.cmdline() for p in alive]
+    assert status == (130 if how == "Ctrl-C" else -9)
+    if how == "Ctrl-C":
+        assert "goes on from the last checkpoints" in Path("log.txt").read_text()
+        assert "interrupted" in Path("results/smoke/report.html").read_text()
+    checkpoint = list(Path("results/smoke/runs").glob("*/checkpoint.pt"))
+    assert checkpoint, "the training process had no time to write its checkpoint"
+    if make: return  # the rest is as in the first case
+    assert batch() == 0
+    run = next(Path("results/smoke/runs").glob("*/provenance.json"))
+    assert json.loads(run.read_text())["resumed_at"] >= at - 1 and state("slow")["status"] == "ran"
+
+
+def test_progress_is_shown_in_a_terminal(place):
+    "A run's steps, loss, PSNR and time left stand below its notebook, and the lines are replaced in place."
+    slow(place, 3_000)
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
+    command = [sys.executable, "-m", "inr_precond.reproduce", "--notebooks", "nbs", "--scale", "smoke"]
+    process = subprocess.Popen(command, stdout=slave, stderr=subprocess.STDOUT)
+    os.close(slave)
+    seen = b""
+    while True:
+        try: more = os.read(master, 65536)
+        except OSError: break  # the other end is closed
+        if not more: break
+        seen += more
+    assert process.wait(60) == 0, seen.decode()
+    text = seen.decode()
+    assert "[1/1] slow" in text and "/3,000 steps" in text and "left" in text and "\x1b[2F\x1b[J" in text
+    assert text.rstrip().splitlines()[-1].startswith("Report: results/smoke/report.html")
+
+
+def test_list(place, capsys):
+    notebook(place / "nbs", "a", "finish('a')"); notebook(place / "nbs", "bench_x", "finish('bench_x')"); notebook(place / "nbs", "z", "finish('z')")
+    assert batch("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["a", "z", "bench_x"] and "not run before" in lines[0] and "seeds" in lines[0]
+    assert not Path("results").exists()
+
+
+def test_committed_experiments_are_not_touched(place):
+    "The batch executes copies: the notebook in the repository stays byte for byte."
+    notebook(place / "nbs", "a", "finish('a')")
+    before = Path("nbs/a.ipynb").read_bytes()
+    assert batch() == 0 and Path("nbs/a.ipynb").read_bytes() == before and sorted(p.name for p in Path("nbs").iterdir()) == ["a.ipynb"]
