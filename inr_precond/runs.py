@@ -8,7 +8,7 @@ __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'FORMAT', 'RESULTS', 'Options', 'ca
            'RunError', 'prepare_store', 'run', 'progress_line', 'display_mode', 'Display', 'Processes', 'SweepError',
            'cost', 'default_workers', 'sweep']
 
-# %% ../nbs/31_runs.ipynb #6b0b7bdf
+# %% ../nbs/31_runs.ipynb #93d430ec
 import contextlib
 import csv
 import difflib
@@ -49,7 +49,7 @@ from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wave
 from .recipes import recipe, recipes
 from .train import SCHEDULES, BadCheckpoint, ImageTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
-# %% ../nbs/31_runs.ipynb #8645e28b
+# %% ../nbs/31_runs.ipynb #51edcb01
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
     "gaussian": {"sigma": 0.05},
     "sine": {"omega": 30.0},
@@ -99,7 +99,7 @@ def _number(name, value, kind, low, high):
         raise ValueError(f"{name} is {value!r}; {wanted} is accepted.")
     return kind(value)
 
-# %% ../nbs/31_runs.ipynb #e0b12153
+# %% ../nbs/31_runs.ipynb #3bfdd28f
 class Options(dict):
     "A dict that cannot be changed."
 
@@ -139,7 +139,7 @@ def _checked_options(name, options):
     recipe(name).build(torch.nn.Linear(1, 1, bias=False), **options)
     return options
 
-# %% ../nbs/31_runs.ipynb #e03009be
+# %% ../nbs/31_runs.ipynb #36b27fd0
 def _check_image(value):
     "A known name, or something that looks like a path."
     if not isinstance(value, (str, os.PathLike)) or not str(value):
@@ -169,7 +169,7 @@ def _check_own_parameters(config):
     if config.final_lr_factor == 0 and config.schedule == "exponential":
         raise ValueError("final_lr_factor is 0, which an exponential never reaches; a number above 0, up to 1, is accepted.")
 
-# %% ../nbs/31_runs.ipynb #14b936e3
+# %% ../nbs/31_runs.ipynb #b56d997f
 FORMAT = 1  # of what training means; raise it when the same config would train differently
 
 
@@ -209,7 +209,7 @@ def image_data(
 def _image_data(name, size, *_):
     return load_image(name, size)
 
-# %% ../nbs/31_runs.ipynb #d4ad1f82
+# %% ../nbs/31_runs.ipynb #a06e3f4d
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RunConfig:
     "Everything that determines a training run; immutable, validated. Equal configs are those that name the same run."
@@ -297,7 +297,7 @@ def _explicit(config):
     values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
     return {k: v for k, v in values.items() if v is not None}
 
-# %% ../nbs/31_runs.ipynb #290dbd96
+# %% ../nbs/31_runs.ipynb #cc2e2293
 def network(
     config: RunConfig,
 ) -> INR:
@@ -323,7 +323,7 @@ def trainer(
     batches = stream(config.seed, "batches", config.device)
     return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, **options)
 
-# %% ../nbs/31_runs.ipynb #4460cecd
+# %% ../nbs/31_runs.ipynb #2dd6415f
 RESULTS = ("config.json", "curve.csv", "evals.csv", "prediction.npz", "provenance.json")
 
 
@@ -359,7 +359,7 @@ def damage(
         return f"metrics.json or config.json cannot be read ({type(error).__name__})"
     return None
 
-# %% ../nbs/31_runs.ipynb #2af83995
+# %% ../nbs/31_runs.ipynb #170e691c
 class Run:
     "A finished (or diverged) run, read from its folder."
 
@@ -398,7 +398,9 @@ class Run:
     def _table(self, name):
         import pandas as pd
 
-        return pd.read_csv(self.folder / name, float_precision="round_trip")
+        header, *rows = csv.reader(io.StringIO((self.folder / name).read_text()))
+        columns = zip(*rows) if rows else [[]] * len(header)
+        return pd.DataFrame({h: [int(v) if h == "step" else float(v) for v in column] for h, column in zip(header, columns)})
 
     def prediction(self) -> np.ndarray:
         "The final picture (H, W, 3), unclipped, float32 (stored as float16); NaN where the run diverged."
@@ -409,7 +411,7 @@ class Run:
         psnr = self.final["psnr"]
         return f"Run({self.key}, {self.status}{'' if self.diverged_at is None else f' at step {self.diverged_at}'}{'' if psnr is None else f', {psnr:.2f} dB'})"
 
-# %% ../nbs/31_runs.ipynb #3042f6b5
+# %% ../nbs/31_runs.ipynb #7f0a167e
 def _processor() -> str:
     "The CPU's name, as far as the system tells."
     with contextlib.suppress(OSError):
@@ -451,7 +453,7 @@ def provenance(config: RunConfig) -> dict:
         "data": {"name": data.name, "sha256": data.sha256, "source": data.source if config.image in image_names() else "a file"},
     }
 
-# %% ../nbs/31_runs.ipynb #0dc62742
+# %% ../nbs/31_runs.ipynb #b92bdb6c
 def _csv(header, rows) -> bytes:
     "CSV whose floats read back exactly."
     text = io.StringIO()
@@ -502,7 +504,7 @@ def _write_results(folder, config, made: Trainer, circumstances: dict):
     for name in ("checkpoint.pt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
 
-# %% ../nbs/31_runs.ipynb #dffdedf5
+# %% ../nbs/31_runs.ipynb #3b1228e1
 def _lock_file(folder) -> Path:
     return folder.parent / ".locks" / f"{folder.name}.lock"
 
@@ -547,7 +549,7 @@ def active(
                 found.append(json.loads(path.read_text()))
     return found
 
-# %% ../nbs/31_runs.ipynb #6e2b184c
+# %% ../nbs/31_runs.ipynb #bd0ea9bf
 class RunError(RuntimeError):
     "A run failed; the sentence says which and why."
 
@@ -589,7 +591,7 @@ def _resumed(config, folder, report, **options) -> Trainer:
         checkpoint.unlink()
         return trainer(config, checkpoint=checkpoint, **options)
 
-# %% ../nbs/31_runs.ipynb #05b6f9fc
+# %% ../nbs/31_runs.ipynb #dd756b01
 def _progress_writer(config, folder, report, also):
     "A callback that writes progress.json and calls `also`; a write that fails is reported once, and training goes on."
     failed = []
@@ -658,7 +660,7 @@ def run(
             raise RunError(f"The run {folder.name} failed: {_reason(error)}.") from error
         return Run(folder)
 
-# %% ../nbs/31_runs.ipynb #aea85f77
+# %% ../nbs/31_runs.ipynb #e2b46c4e
 def _clock_text(seconds) -> str:
     "h:mm:ss or m:ss; '-' for None."
     if seconds is None:
@@ -686,7 +688,7 @@ def display_mode() -> str:
         return "notebook"
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else "lines"
 
-# %% ../nbs/31_runs.ipynb #431d3b9a
+# %% ../nbs/31_runs.ipynb #c4e32810
 class Display:
     "Progress of a set of runs; update() as often as you like."
 
@@ -748,7 +750,7 @@ class Display:
         for bar in reversed(self.bars):
             bar.close()
 
-# %% ../nbs/31_runs.ipynb #33077e67
+# %% ../nbs/31_runs.ipynb #f928785b
 _orphaned, _working = threading.Event(), threading.Lock()  # of a worker process: its parent is gone; it is at work
 
 
@@ -799,7 +801,7 @@ def _task_of_worker(*arguments) -> dict:
     with _working:
         return _task(*arguments)
 
-# %% ../nbs/31_runs.ipynb #db1a4cae
+# %% ../nbs/31_runs.ipynb #be434c6b
 @contextlib.contextmanager
 def _as_worker_sees_it():
     "While a process is spawned: one thread in its environment, and no __main__ to import, for the tasks need this package alone."
@@ -844,7 +846,7 @@ class Processes(Executor):
         for pool in self._pools:
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
-# %% ../nbs/31_runs.ipynb #3256c36c
+# %% ../nbs/31_runs.ipynb #c432d781
 class SweepError(RunError):
     "Some runs of a sweep failed: `failures` is a dict of key and reason."
 
@@ -884,7 +886,7 @@ def _collect(futures, store, display) -> dict:  # key -> reason of failure
         display.update([s for s in active(store) if s["key"] in display.steps], finished)
     return failures
 
-# %% ../nbs/31_runs.ipynb #b54b6570
+# %% ../nbs/31_runs.ipynb #4bd03592
 def _train_all(missing, store, executor, workers, progress) -> dict:
     "Train the missing runs in an executor; on Ctrl-C tell them to stop, wait for their checkpoints, and go."
     stop_file = store / f".stop-{uuid.uuid4().hex}"

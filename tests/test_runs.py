@@ -1,0 +1,764 @@
+"Runs: configs and keys, folders, locks, sweeps, faults. Each test's docstring says the mistake it catches."
+import dataclasses
+import io
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inr_precond import runs
+from inr_precond.runs import (
+    ACTIVATIONS,
+    RESULTS,
+    Display,
+    Run,
+    RunConfig,
+    RunError,
+    SweepError,
+    active,
+    canonical_json,
+    damage,
+    locked,
+    run,
+    sweep,
+)
+from inr_precond.train import load_checkpoint, save_checkpoint
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory):
+    "A picture of 33 x 33 pixels made from a formula, as a file."
+    from PIL import Image
+
+    row, column = np.meshgrid(*[np.linspace(-1, 1, 33)] * 2, indexing="ij")
+    path = tmp_path_factory.mktemp("images") / "waves.png"
+    Image.fromarray((255 * np.stack([0.5 + 0.4 * np.sin(6 * row), 0.5 + 0.4 * np.cos(8 * column), (row * column + 1) / 2], -1)).astype(np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def small(image):
+    "A config of a run of a fraction of a second, with changes."
+    return lambda **changes: RunConfig(**{**dict(image=image, image_size=33, hidden_features=8, num_layers=3, steps=60, batch_size=64), **changes})
+
+
+@pytest.fixture(scope="session")
+def finished(image, tmp_path_factory):
+    "A finished run, to be copied and damaged."
+    config = RunConfig(image=image, image_size=33, hidden_features=8, num_layers=3, steps=60, batch_size=64)
+    return config, run(config, tmp_path_factory.mktemp("finished"))
+
+
+def no_training(monkeypatch):
+    "From here on nothing may train in this process."
+    def refuse(*_, **__):
+        raise AssertionError("a run was trained that should have been read")
+
+    monkeypatch.setattr(runs, "trainer", refuse)
+
+
+def results(run):
+    "All of a run that must not depend on how it came about."
+    return run.curve[["step", "loss"]].to_csv(), run.evals[["step", "mse", "psnr"]].to_csv(), run.prediction().tobytes(), run.status, run.final
+
+
+# --- configs
+
+VALID = st.fixed_dictionaries(
+    {"activation": st.sampled_from(["relu", "gaussian", "sine", "wavelet", "gabor", "relu-pe"])},
+    optional={
+        "image": st.sampled_from(["astronaut", "lion"]), "image_size": st.integers(2, 512), "hidden_features": st.integers(1, 512), "num_layers": st.integers(1, 9),
+        "recipe": st.sampled_from(["adam/released", "esgd/released", "adahessian-j/released"]), "options": st.fixed_dictionaries({}, optional={"lr": st.floats(0, 10) | st.integers(0, 3), "betas": st.tuples(*[st.floats(0, 0.99)] * 2)}),
+        "schedule": st.sampled_from(["constant", "cosine", "exponential"]), "steps": st.integers(1, 10**9), "batch_size": st.integers(1, 10**6), "seed": st.integers(0, 2**63 - 1),
+        "evaluations": st.integers(1, 100), "dtype": st.sampled_from(["float32", "float64"]), "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
+    },
+)  # fmt: skip
+
+
+@given(values=VALID, own=st.floats(0.001, 100), data=st.data())
+def test_config_round_trips_and_ignores_the_order(values, own, data):
+    "Catches a hash that depends on the order of fields or options, a field lost in JSON, and tuples that come back as other values."
+    names = sorted(set(ACTIVATIONS[values["activation"]]) - {"num_frequencies"})
+    values = {**values, **dict.fromkeys(names, own)}
+    config = RunConfig(**values)
+    shuffled = RunConfig.from_dict({k: values[k] for k in data.draw(st.permutations(list(values)))})
+    back = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert config == shuffled == back == pickle.loads(pickle.dumps(config)) and hash(config) == hash(shuffled) == hash(back)
+    assert canonical_json(config.explicit()) == canonical_json(shuffled.explicit()) == canonical_json(back.explicit())
+
+
+@given(a=VALID, b=VALID)
+def test_configs_are_equal_if_and_only_if_their_json_is(a, b):
+    "Catches a field left out of the hash, and two spellings of one run that hash apart."
+    a, b = RunConfig(**a), RunConfig(**b)
+    differ = {f.name for f in dataclasses.fields(RunConfig) if f.name not in ("options", "device") and a.explicit().get(f.name) != b.explicit().get(f.name)}
+    differ |= {"options"} if canonical_json(a.explicit()["options"]) != canonical_json(b.explicit()["options"]) else set()
+    differ |= {"device"} if torch.device(a.device).type != torch.device(b.device).type else set()
+    assert (a == b) == (canonical_json(a.explicit()) == canonical_json(b.explicit())) == (not differ)
+
+
+@pytest.mark.parametrize("default, spelled", [
+    ({}, {"sigma": 0.05}), ({}, {"options": {"lr": 1e-4}}), ({}, {"options": {"betas": [0.9, 0.999]}}), ({}, {"options": {"weight_decay": 0}}), ({}, {"device": torch.device("cpu")}),
+    ({"activation": "sine"}, {"activation": "sine", "omega": 30}), ({"activation": "relu-pe"}, {"activation": "relu-pe", "num_frequencies": np.int64(8)}),
+    ({"schedule": "cosine"}, {"schedule": "cosine", "final_lr_factor": 0}), ({"sigma": 1}, {"sigma": np.float64(1)}), ({"options": {"lr": 1}}, {"options": {"lr": 1.0}}),
+    ({"device": "cuda"}, {"device": "cuda:1"}), ({"recipe": "esgd/released"}, {"recipe": "esgd/released", "options": {"bias_correction": "steps"}}),
+])  # fmt: skip
+def test_a_default_spelled_out_is_the_same_run(default, spelled):
+    "Catches one run trained twice because somebody wrote a default down, gave an integer, or used another card."
+    a, b = RunConfig(image="astronaut", **default), RunConfig(image="astronaut", **spelled)
+    assert a == b and a.key == b.key
+
+
+@pytest.mark.parametrize("change", [
+    {"image_size": 32}, {"activation": "sine"}, {"sigma": 0.06}, {"hidden_features": 255}, {"num_layers": 4}, {"recipe": "adam/paper-sine"}, {"recipe": "esgd/mended"}, {"options": {"lr": 2e-4}},
+    {"options": {"maximize": True}}, {"schedule": "cosine"}, {"steps": 7681}, {"batch_size": 513}, {"seed": 1}, {"evaluations": 11}, {"device": "cuda"}, {"dtype": "float64"},
+])  # fmt: skip
+def test_every_field_enters_the_key(change):
+    "Catches two different runs that share a folder."
+    assert RunConfig(image="astronaut", **change).key != RunConfig(image="astronaut").key
+
+
+def test_the_data_and_the_format_enter_the_key(image, tmp_path, monkeypatch):
+    "Catches another picture under the same file name read as the old run, and old runs read after training changed its meaning."
+    path = tmp_path / "picture.png"
+    shutil.copy(image, path)
+    config = RunConfig(image=str(path), image_size=33)
+    before = config.key
+    from PIL import Image
+
+    Image.fromarray(np.zeros((33, 33, 3), np.uint8)).save(path)
+    assert config.key != before
+    after = config.key
+    monkeypatch.setattr(runs, "FORMAT", runs.FORMAT + 1)
+    assert config.key != after
+
+
+def test_the_recipes_numbers_enter_the_key(monkeypatch):
+    "Catches a recipe whose options are changed while its old runs go on being read."
+    before = RunConfig(image="astronaut", recipe="esgd/released").key
+    changed = dataclasses.replace(runs.recipe("esgd/released"), options={**runs.recipe("esgd/released").options, "update_every": 50})
+    monkeypatch.setattr(runs, "recipe", lambda name: changed)
+    assert RunConfig(image="astronaut", recipe="esgd/released").key != before
+
+
+def test_key_does_not_depend_on_the_process():
+    "Catches a hash that uses Python's own, which differs from process to process."
+    code = "from inr_precond.runs import RunConfig; print(RunConfig(image='astronaut', recipe='esgd/released').key)"
+    keys = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": s}).stdout.strip() for s in ("1", "2")}
+    assert keys == {RunConfig(image="astronaut", recipe="esgd/released").key}
+
+
+BAD = [
+    ({"step": 5}, ValueError, "did you mean 'steps'"), ({"steps": True}, TypeError, "steps"), ({"steps": 5.0}, TypeError, "steps"), ({"steps": "5"}, TypeError, "steps"), ({"steps": 0}, ValueError, "steps"),
+    ({"steps": None}, TypeError, "steps"), ({"sigma": math.nan}, ValueError, "sigma"), ({"sigma": math.inf}, ValueError, "sigma"), ({"sigma": 0}, ValueError, "above 0"), ({"sigma": True}, TypeError, "sigma"),
+    ({"seed": -1}, ValueError, "seed"), ({"seed": 2**63}, ValueError, "seed"), ({"task": "video"}, ValueError, "task"), ({"activation": "gausian"}, ValueError, "did you mean 'gaussian'"), ({"activation": 3}, ValueError, "activation"),
+    ({"activation": "relu", "sigma": 0.1}, ValueError, "no sigma"), ({"omega": 30}, ValueError, "no omega"), ({"activation": "sine", "scale": 1}, ValueError, "no scale"), ({"num_frequencies": 8}, ValueError, "no num_frequencies"),
+    ({"recipe": "esgd/relased"}, ValueError, "did you mean 'esgd/released'"), ({"options": {"update_evry": 3}, "recipe": "esgd/released"}, ValueError, "did you mean 'update_every'"),
+    ({"options": {"update_every": 3}}, ValueError, "not an option of Adam"), ({"options": {"lr": math.nan}}, ValueError, "lr"), ({"options": {"lr": -1}}, ValueError, "lr"), ({"options": {"lr": [1, {}]}}, TypeError, "lr"), ({"options": [1]}, TypeError, "options"),
+    ({"options": {"seed": 1}}, ValueError, "seed"), ({"schedule": "cosin"}, ValueError, "did you mean 'cosine'"), ({"final_lr_factor": 0.1}, ValueError, "constant"), ({"schedule": "exponential", "final_lr_factor": 0}, ValueError, "never reaches"),
+    ({"schedule": "cosine", "final_lr_factor": 1.5}, ValueError, "final_lr_factor"), ({"device": "gpu0"}, ValueError, "device"), ({"dtype": "float16"}, ValueError, "dtype"), ({"image": "loin"}, ValueError, "did you mean 'lion'"),
+    ({"image": 3}, TypeError, "image"), ({"image": ""}, TypeError, "image"), ({"image_size": 1}, ValueError, "image_size"), ({"batch_size": 0}, ValueError, "batch_size"), ({"evaluations": 0}, ValueError, "evaluations"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("values, error, words", BAD, ids=[str(v) for v, _, _ in BAD])
+def test_config_refuses(values, error, words):
+    "Catches a mistyped name or value that costs a night, and a message that is not one sentence."
+    with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
+        RunConfig.from_dict(values)
+    assert "\n" not in str(caught.value)
+
+
+@given(name=st.sampled_from([f.name for f in dataclasses.fields(RunConfig)]), value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers(), max_size=1)))
+def test_any_value_is_accepted_or_refused_in_a_sentence(name, value):
+    "Catches a value that passes and then cannot be hashed, and an exception that is neither ValueError nor TypeError."
+    try:
+        config = RunConfig.from_dict({name: value})
+    except (ValueError, TypeError) as error:
+        assert "\n" not in str(error)
+        return
+    assert RunConfig.from_dict(json.loads(canonical_json(config.to_dict()))) == config
+
+
+def test_config_cannot_be_changed():
+    "Catches a config whose key changes after it named a folder."
+    config = RunConfig(options={"lr": 1.0})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.steps = 3
+    for change in (lambda o: o.__setitem__("lr", 2.0), lambda o: o.update(lr=2.0), lambda o: o.pop("lr"), lambda o: o.clear(), lambda o: o.__ior__({"lr": 2.0})):
+        with pytest.raises(TypeError, match="cannot be changed"):
+            change(config.options)
+    options = {"lr": 1.0}
+    config = RunConfig(options=options)
+    options["lr"] = 5.0
+    assert config.options == {"lr": 1.0}
+
+
+def test_replace_works_across_activations():
+    "Catches defaults written into the fields, so that replace(activation=...) is refused for a sigma nobody gave."
+    assert dataclasses.replace(RunConfig(), activation="sine", seed=3) == RunConfig(activation="sine", seed=3)
+
+
+@pytest.mark.parametrize("activation, parameters", [("gaussian", 198_915), ("sine", 198_915), ("wavelet", 198_915), ("relu", 198_915), ("relu-pe", 207_107), ("gabor", 397_059)])
+def test_networks(activation, parameters):
+    "Catches an activation's parameter that does not reach the network, and a network of another size than the paper's."
+    own = {"gaussian": {"sigma": 0.2}, "sine": {"omega": 7}, "wavelet": {"omega": 3, "scale": 4}, "gabor": {"omega": 3, "scale": 4}, "relu": {}, "relu-pe": {}}[activation]
+    model = runs.network(RunConfig(activation=activation, **own))
+    holder = model.layers[0] if activation == "gabor" else model.activation
+    assert sum(p.numel() for p in model.parameters()) == parameters and all(getattr(holder, k) == v for k, v in own.items())
+
+
+def test_seeds_pair_the_recipes(small):
+    "Catches initial weights or batches that depend on the recipe: the difference of two optimizers would hold the difference of two seeds."
+    a, b, c = (runs.trainer(small(**v)) for v in ({}, {"recipe": "esgd/released"}, {"seed": 1}))
+    weights = [torch.cat([p.flatten() for p in t.model.parameters()]) for t in (a, b, c)]
+    batches = [t.task.batch(t.generator)[0] for t in (a, b, c)]
+    assert torch.equal(weights[0], weights[1]) and torch.equal(batches[0], batches[1])
+    assert not torch.equal(weights[0], weights[2]) and not torch.equal(batches[0], batches[2])
+
+
+# --- one run
+
+def test_run_has_what_the_figures_need(finished):
+    "Catches a missing column or number, a table rounded on its way through CSV, and files of a training left behind."
+    config, done = finished
+    assert done.config == config and done.key == config.key == done.folder.name and done.status == "finished" and done.diverged_at is None
+    assert list(done.curve) == ["step", "seconds", "loss"] and done.curve.step.iloc[-1] == 60 and done.curve.seconds.is_monotonic_increasing
+    assert list(done.evals) == ["step", "seconds", "cpu_seconds", "mse", "psnr"] and len(done.evals) == 12
+    assert done.final["psnr"] == done.evals.psnr.iloc[-1] and done.final["mse"] == done.evals.mse.iloc[-1] and done.final["best_psnr"] == done.evals.psnr.max()
+    assert set(done.final) == {"psnr", "ssim", "lpips", "mse", "best_psnr", "best_step"} and -1 <= done.final["ssim"] <= 1
+    target = runs.image_data(config.image, 33).pixels.numpy()
+    assert done.prediction().shape == (33, 33, 3) and done.prediction().dtype == np.float32 and np.mean((done.prediction() - target) ** 2) == pytest.approx(done.final["mse"], rel=1e-2)
+    assert done.ms_per_step > 0 and done.state_floats_per_parameter == 2
+    assert sorted(p.name for p in done.folder.iterdir()) == sorted([*RESULTS, "metrics.json"])
+
+
+def test_provenance_names_no_folder_and_no_host(finished, image):
+    "Catches paths or machine names that a report would publish, and a hash that is not the data's."
+    import platform
+
+    config, done = finished
+    text = json.dumps(done.provenance)
+    assert str(Path(image).parent) not in text and (platform.node() not in text.replace("Linux", "") or len(platform.node()) < 4)
+    assert done.provenance["data"]["sha256"] == runs.image_data(config.image, 33).sha256 and done.provenance["threads"] >= 1 and done.provenance["torch"] == torch.__version__
+
+
+def test_a_finished_run_is_read(finished, monkeypatch):
+    "Catches a run that is trained again though it is there."
+    config, done = finished
+    no_training(monkeypatch)
+    assert run(config, done.folder.parent).metrics_sha256 == done.metrics_sha256
+    assert [r.key for r in sweep([config, config], done.folder.parent)] == [config.key] * 2
+
+
+def test_a_run_is_reproducible(finished, tmp_path):
+    "Catches anything random that the seed does not decide."
+    config, done = finished
+    assert results(run(config, tmp_path)) == results(done)
+
+
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def halve(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[: (folder / name).stat().st_size // 2])
+
+
+def flatter(folder):
+    "Improve the PSNR in metrics.json by hand."
+    summary = json.loads((folder / "metrics.json").read_text())
+    summary["final"]["psnr"] += 10
+    (folder / "metrics.json").write_text(json.dumps(summary))
+
+
+def forge(folder):
+    "Another config in config.json, with all checksums right."
+    stored = json.loads((folder / "config.json").read_text())
+    stored["resolved"]["steps"] = 61
+    (folder / "config.json").write_text(json.dumps(stored))
+    summary = json.loads((folder / "metrics.json").read_text())
+    summary["files"]["config.json"] = runs._sha256(folder / "config.json")
+    (folder / "metrics.json").write_text(json.dumps({**summary, "digest": runs._digest(summary)}))
+
+
+DAMAGE = {**{f"{name} missing": drop(name) for name in RESULTS}, **{f"{name} truncated": halve(name) for name in (*RESULTS, "metrics.json")}, "metrics altered": flatter, "another config": forge,
+          "metrics empty": lambda f: (f / "metrics.json").write_bytes(b""), "metrics a list": lambda f: (f / "metrics.json").write_text("[]"), "digits in the curve": lambda f: (f / "curve.csv").write_bytes((f / "curve.csv").read_bytes().replace(b"1", b"2"))}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_folder_is_reported_and_rebuilt(finished, tmp_path, how):
+    "Catches a damaged folder that is silently used, or silently rebuilt, or that stops everything."
+    config, done = finished
+    folder = shutil.copytree(done.folder, tmp_path / config.key)
+    DAMAGE[how](folder)
+    assert damage(folder)
+    with pytest.raises(ValueError, match="cannot be read"):
+        Run(folder)
+    with pytest.warns(UserWarning, match="damaged.*rebuilt"):
+        rebuilt = run(config, tmp_path)
+    assert results(rebuilt) == results(done)
+
+
+def test_a_renamed_folder_is_not_believed(finished, tmp_path):
+    "Catches a folder copied under another run's name."
+    config, done = finished
+    other = dataclasses.replace(config, seed=1)
+    shutil.copytree(done.folder, tmp_path / other.key)
+    with pytest.warns(UserWarning, match="not the one that its name stands for"):
+        assert results(run(other, tmp_path)) != results(done)
+
+
+def interrupted(config, store, at):
+    "Stop a run after `at` steps."
+    made = {}
+    real = runs.trainer
+
+    def noting(*a, **k):
+        made["trainer"] = real(*a, **k)
+        return made["trainer"]
+
+    runs.trainer = noting
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, store, stop=lambda: "trainer" in made and made["trainer"].history.step >= at)
+    finally:
+        runs.trainer = real
+    return store / config.key
+
+
+@pytest.mark.parametrize("recipe", ["adam/released", "esgd/released"])
+def test_an_interrupted_run_resumes(small, tmp_path, recipe):
+    "Catches a run that starts from zero although it has a checkpoint, or that ends elsewhere than an uninterrupted one."
+    config = small(recipe=recipe)
+    whole, folder = run(config, tmp_path / "whole"), interrupted(config, tmp_path / "cut", 37)
+    assert load_checkpoint(folder / "checkpoint.pt")["history"]["step"] == 37 and damage(folder) == "not finished"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = run(config, tmp_path / "cut")
+    assert results(resumed) == results(whole) and resumed.provenance["resumed_at"] == 37 and not (folder / "checkpoint.pt").exists()
+
+
+def swap_model(file):
+    "A checkpoint of another network, with a correct checksum."
+    state = load_checkpoint(file)
+    state["model"] = {"layers.0.weight": torch.zeros(3, 3)}
+    save_checkpoint(state, file)
+
+
+@pytest.mark.parametrize("how", [lambda f: f.write_bytes(f.read_bytes()[:999]), lambda f: f.write_bytes(b""), lambda f: f.write_bytes(b"x" * 5000), swap_model, lambda f: save_checkpoint({"step": 3}, f)], ids=["truncated", "empty", "noise", "other network", "no state"])
+def test_a_corrupt_checkpoint_is_reported_and_the_run_begins_anew(small, finished, tmp_path, how):
+    "Catches a crash that repeats at every start, and a model half loaded from a bad file that trains on."
+    folder = interrupted(small(), tmp_path, 37)
+    how(folder / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=f"{small().key} begins anew.*checkpoint.pt"):
+        rebuilt = run(small(), tmp_path)
+    assert results(rebuilt) == results(finished[1]) and rebuilt.provenance["resumed_at"] == 0
+
+
+def test_divergence_is_a_finished_run(small, tmp_path, monkeypatch):
+    "Catches a diverged run that crashes, is trained again each time, or whose metrics.json holds NaN (which is no JSON)."
+    config = small(recipe="sgd/released", options={"lr": 1e10}, steps=200)
+    diverged = run(config, tmp_path)
+    assert diverged.status == "diverged" and 0 < diverged.diverged_at < 200 and diverged.final["psnr"] is None and f"diverged at step {diverged.diverged_at}" in repr(diverged)
+    assert np.isfinite(diverged.curve.loss).all() and diverged.prediction().shape == (33, 33, 3)
+    json.loads((diverged.folder / "metrics.json").read_text(), parse_constant=lambda text: pytest.fail(f"metrics.json holds {text}"))
+    no_training(monkeypatch)
+    assert run(config, tmp_path).status == "diverged"
+
+
+@pytest.mark.parametrize("error, words", [(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), "ran out of memory"), (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "ran out of memory"), (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero")])
+def test_a_failure_is_one_sentence_and_recorded(small, tmp_path, monkeypatch, error, words):
+    "Catches a bare traceback, a failure that leaves no trace in the folder, and one whose trace stays after a success."
+    real = runs.ImageTask.batch
+
+    def fail(self, generator):
+        raise error
+
+    monkeypatch.setattr(runs.ImageTask, "batch", fail)
+    with pytest.raises(RunError, match=words) as caught:
+        run(small(), tmp_path)
+    assert "\n" not in str(caught.value) and words in json.loads((tmp_path / small().key / "failure.json").read_text())["reason"]
+    monkeypatch.setattr(runs.ImageTask, "batch", real)
+    assert run(small(), tmp_path).status == "finished" and not (tmp_path / small().key / "failure.json").exists()
+
+
+@pytest.mark.parametrize("store", ["/proc/nowhere/runs", "FILE/runs", "FILE"])
+def test_an_unwritable_store_is_one_sentence(small, tmp_path, store, monkeypatch):
+    "Catches an unwritable results folder found out after the training."
+    (tmp_path / "file").write_text("")
+    no_training(monkeypatch)
+    for function in (run, lambda config, store: sweep([config], store)):
+        with pytest.raises(OSError, match="results folder .* cannot be written .*give another folder"):
+            function(small(), store.replace("FILE", str(tmp_path / "file")))
+
+
+DISK_FULL = """
+import resource, sys, warnings, json
+from inr_precond.runs import RunConfig, run
+config = RunConfig.from_dict(json.loads(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try: run(config, sys.argv[2])
+except Exception as error: print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(small, finished, tmp_path):
+    "Catches a full disk that destroys the last checkpoint, or that is told as a traceback; a later call with room goes on from there."
+    folder = interrupted(small(), tmp_path, 37)
+    before = (folder / "checkpoint.pt").read_bytes()
+    command = [sys.executable, "-c", DISK_FULL, json.dumps(small().to_dict()), str(tmp_path), str(len(before) // 2)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert told.stdout.startswith("RunError") and "could not be written" in told.stdout and "File too large" in told.stdout and told.stdout.count("\n") == 1, told.stdout + told.stderr
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    resumed = run(small(), tmp_path)
+    assert results(resumed) == results(finished[1]) and resumed.provenance["resumed_at"] == 37
+
+
+def test_results_that_cannot_be_written_are_not_lost(small, finished, tmp_path, monkeypatch):
+    "Catches a disk that fills up after the last step: the training must not be repeated."
+    real = runs.write_atomically
+
+    def full(path, data, durable=True):
+        if path.name == "prediction.npz":
+            raise OSError(28, "No space left on device")
+        real(path, data, durable)
+
+    monkeypatch.setattr(runs, "write_atomically", full)
+    with pytest.raises(RunError, match="No space left"):
+        run(small(), tmp_path)
+    monkeypatch.undo()
+    again = run(small(), tmp_path)
+    assert results(again) == results(finished[1]) and again.provenance["resumed_at"] == 60
+
+
+def test_progress_that_cannot_be_written_is_reported_once(small, tmp_path, monkeypatch):
+    "Catches a display that ends a training, or that warns a thousand times."
+    real = runs.write_atomically
+
+    def full(path, data, durable=True):
+        if path.name == "progress.json":
+            raise OSError(28, "No space left on device")
+        real(path, data, durable)
+
+    monkeypatch.setattr(runs, "write_atomically", full)
+    reports = []
+    assert run(small(), tmp_path, report=reports.append).status == "finished" and len(reports) == 1 and "No space left" in reports[0]
+
+
+def test_progress_and_active(small, tmp_path):
+    "Catches a finished or dead run listed as active, and an active one that is not."
+    seen = []
+    run(small(), tmp_path, progress=lambda state: seen.append((state, active(tmp_path))))
+    state, listed = seen[-1]
+    assert listed == [state] and {"key", "label", "step", "steps", "loss", "psnr", "seconds", "eta_s", "pid"} <= set(state) and state["step"] == 60
+    assert active(tmp_path) == [] == active(tmp_path / "missing")
+    (tmp_path / small().key / "progress.json").write_text(json.dumps(state))  # left by a process that was killed
+    assert active(tmp_path) == []
+
+
+def test_the_lock_excludes_threads_and_outlives_nobody(tmp_path):
+    "Catches a lock per process (flock on one descriptor), and a lock file that stays locked after its holder."
+    folder, order = tmp_path / "run", []
+    with locked(folder):
+        thread = threading.Thread(target=lambda: [order.append("waiting"), locked(folder).__enter__(), order.append("second")])
+        thread.start()
+        time.sleep(0.3)
+        order.append("first")
+        with pytest.raises(KeyboardInterrupt), locked(folder, stop=lambda: True):
+            pass
+    thread.join(10)
+    assert order == ["waiting", "first", "second"]
+
+
+WANT = """
+import json, sys
+from inr_precond.runs import RunConfig, run
+trained = []
+print("ready", flush=True); sys.stdin.readline()
+done = run(RunConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2], progress=lambda state: trained.append(1))
+print(bool(trained), done.metrics_sha256)
+"""
+
+
+def program(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_two_processes_that_want_the_same_run(small, tmp_path):
+    "Catches two writers in one folder: exactly one trains, the other waits and reads the same result."
+    config = small(steps=3000)
+    both = [program(WANT, json.dumps(config.to_dict()), tmp_path) for _ in range(2)]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    outputs = [None, None]
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for i, process in enumerate(both):
+        outputs[i] = process.communicate(timeout=120)[0].split()
+    assert sorted(o[0] for o in outputs) == ["False", "True"] and outputs[0][1] == outputs[1][1]
+
+
+KILLED = """
+import json, os, sys
+from inr_precond.runs import RunConfig, run
+import inr_precond.train as train
+save = train.Trainer.save
+def save_and_die(self):
+    save(self)
+    if self.history.step >= int(sys.argv[3]): os.kill(os.getpid(), 9)
+train.Trainer.save = save_and_die
+run(RunConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(small, tmp_path):
+    "Catches a stale lock after kill -9, and anything that a resume in another process forgets: curve, evaluations, picture, final numbers."
+    config = small(recipe="esgd/released", schedule="cosine", steps=400)
+    process = program(KILLED, json.dumps(config.to_dict()), tmp_path / "cut", 200)
+    process.communicate(timeout=120)
+    assert process.returncode == -9 and (tmp_path / "cut" / config.key / "checkpoint.pt").exists()
+    resumed = run(config, tmp_path / "cut")
+    assert resumed.provenance["resumed_at"] >= 200 and results(resumed) == results(run(config, tmp_path / "whole"))
+
+
+# --- sweeps
+
+class Inline(Executor):
+    "The least that the interface asks for: runs each task when it is submitted."
+
+    def __init__(self):
+        self.submitted = []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.submitted.append((fn, args))
+        future = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_sweep_keeps_the_order_trains_once_and_the_longest_first(small, tmp_path):
+    "Catches results in the order of completion, a config trained twice, a short run that keeps the long one waiting, and tasks that only this process could run."
+    configs = [small(seed=s, steps=n) for s, n in [(0, 20), (1, 80), (0, 20), (2, 40)]]
+    executor = Inline()
+    done = sweep(iter(configs), tmp_path, executor, progress=False)
+    assert [r.config for r in done] == configs and done[0] is done[2]
+    assert [json.loads(arguments[0])["steps"] for _, arguments in executor.submitted] == [80, 40, 20]
+    for fn, arguments in executor.submitted:
+        assert pickle.loads(pickle.dumps(fn)) is fn and pickle.loads(pickle.dumps(arguments)) == arguments
+
+
+def test_curvature_counts_in_the_cost(small):
+    "Catches a longest-first order that takes AdaHessian (three passes a step) for as short as Adam."
+    assert runs.cost(small(recipe="adahessian-e/released")) == pytest.approx(3 * runs.cost(small())) and runs.cost(small(recipe="esgd/released")) == pytest.approx(1.02 * runs.cost(small()))
+
+
+def test_sweep_in_processes_equals_run_here(small, tmp_path):
+    "Catches a result that depends on where it was computed, a worker that needs the caller's __main__, and a stop file that stays."
+    configs = [small(), small(recipe="esgd/released")]
+    there = sweep(configs, tmp_path / "there", workers=2, progress=False)
+    assert [results(r) for r in there] == [results(run(c, tmp_path / "here")) for c in configs]
+    assert there[0].provenance["threads"] == 1 and not list((tmp_path / "there").glob(".stop-*"))
+
+
+def test_sweep_tells_what_failed_and_keeps_the_rest(small, tmp_path, monkeypatch):
+    "Catches one failing run that stops the others, and a failure that is not named."
+    real = runs.trainer
+
+    def fail(config, **options):
+        if config.seed == 1:
+            raise MemoryError
+        return real(config, **options)
+
+    monkeypatch.setattr(runs, "trainer", fail)
+    configs = [small(seed=s) for s in range(3)]
+    with ThreadPoolExecutor(2) as pool, pytest.raises(SweepError, match=f"1 of 3 runs failed .{configs[1].key}: it ran out of memory") as caught:
+        sweep(configs, tmp_path, pool, progress=False)
+    assert list(caught.value.failures) == [configs[1].key] and "\n" not in str(caught.value)
+    assert [damage(tmp_path / c.key) is None for c in configs] == [True, False, True]
+    monkeypatch.undo()
+    assert [r.status for r in sweep(configs, tmp_path, Inline(), progress=False)] == ["finished"] * 3
+
+
+def test_sweep_passes_on_what_workers_found_damaged(small, finished, tmp_path):
+    "Catches a warning given in a worker process, where nobody sees it."
+    config, done = finished
+    drop("curve.csv")(shutil.copytree(done.folder, tmp_path / config.key))
+    with pytest.warns(UserWarning, match="curve.csv is missing.*rebuilt"):
+        sweep([config], tmp_path, Inline(), progress=False)
+
+
+def test_a_worker_that_is_killed_takes_only_its_own_run(small, tmp_path):
+    "Catches BrokenProcessPool, which by itself fails every run that has not finished."
+    configs = [small(steps=10**6), small(seed=1), small(seed=2), small(seed=3)]
+
+    def kill():
+        while not (found := [s for s in active(tmp_path) if s["steps"] == 10**6]):
+            time.sleep(0.05)
+        os.kill(found[0]["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(SweepError, match="1 of 4 runs failed .*its process ended unexpectedly"):
+        sweep(configs, tmp_path, workers=2, progress=False)
+    thread.join()
+    assert [damage(tmp_path / c.key) is None for c in configs] == [False, True, True, True]
+
+
+SWEEP = """
+import json, signal, sys
+from inr_precond.runs import RunConfig, sweep
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sweep([RunConfig.from_dict(c) for c in json.loads(sys.argv[1])], sys.argv[2], workers=2, progress=False)
+"""
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+    return found
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_leaves_checkpoints_and_no_processes(small, tmp_path, how):
+    "Catches Ctrl-C that starts the queued runs, workers that train on (or hang for ever) after their parent was killed, and progress lost."
+    configs = [small(steps=10**6, seed=s) for s in range(4)]
+    process = program(SWEEP, json.dumps([c.to_dict() for c in configs]), tmp_path)
+
+    def both():
+        found = active(tmp_path)
+        return [s["pid"] for s in found] if len(found) == 2 and min(s["step"] for s in found) > 0 else []
+
+    workers = wait_for(both)
+    process.send_signal(how)
+    error = process.communicate(timeout=60)[1]
+    wait_for(lambda: not any(map(alive, workers)), 30)
+    steps = [load_checkpoint(p)["history"]["step"] for p in tmp_path.glob("*/checkpoint.pt")]
+    assert process.returncode != 0 and len(steps) == 2 and min(steps) > 0 and active(tmp_path) == []
+    if how == signal.SIGINT:
+        assert "KeyboardInterrupt" in error and not list(tmp_path.glob(".stop-*"))
+
+
+@pytest.mark.parametrize("bad, error", [(dict(workers=0), ValueError), (dict(workers=True), ValueError), (dict(workers=1.5), ValueError)])
+def test_sweep_refuses(small, tmp_path, bad, error):
+    "Catches a number of processes that means nothing."
+    with pytest.raises(error, match="workers"):
+        sweep([small()], tmp_path, **bad)
+    with pytest.raises(TypeError, match="RunConfig"):
+        sweep([{"steps": 3}], tmp_path)
+
+
+def test_an_empty_sweep():
+    "Catches a division by the number of runs."
+    assert sweep([], "/tmp") == []
+
+
+# --- display
+
+STATE = {"key": "a", "label": "lion gaussian adam/released s0", "step": 320, "steps": 7680, "loss": 0.0123, "psnr": 19.1, "seconds": 3.0, "eta_s": 69.0, "pid": 1}
+
+
+def shown(config, mode):
+    display = Display([config], mode)
+    display.steps = {"a": 7680, "b": 7680}
+    return display
+
+
+def test_lines_are_rare_and_compact(small, capsys, monkeypatch):
+    "Catches a thousand carriage returns in a log."
+    now = {"s": 0.0}
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now["s"])
+    display = shown(small(), "lines")
+    for i in range(250):  # 25 seconds
+        now["s"] = i / 10
+        display.update([STATE | {"step": 10 * i}])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and not any("\r" in line for line in lines) and "0/2 runs" in lines[0] and "lion gaussian adam/released s0  1,000/7,680 steps  loss 1.23e-02  PSNR 19.1 dB  1:09 left" in lines[1]
+
+
+def test_terminal_shows_every_active_run(small, monkeypatch):
+    "Catches a bar without the step, loss, PSNR or time left, and bars of finished runs that stay."
+    text = io.StringIO()
+    text.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", text)
+    monkeypatch.delenv("INR_PRECOND_PROGRESS", raising=False)
+    assert runs.display_mode() == ("terminal" if not ("IPython" in sys.modules and sys.modules["IPython"].get_ipython()) else "notebook")
+    monkeypatch.setattr(runs.shutil, "get_terminal_size", lambda: os.terminal_size((150, 40)))
+    with shown(small(), "terminal") as display:
+        display.update([STATE, STATE | {"key": "b", "label": "second"}])
+    for part in ("0/2 runs", "320/7,680 steps", "loss 1.23e-02", "PSNR 19.1 dB", "1:09 left", "second", "0 of 2 runs trained"):
+        assert part in text.getvalue()
+
+
+def test_notebook_updates_one_output(small, monkeypatch):
+    "Catches a new output for each update, which fills the executed notebook."
+    IPython = pytest.importorskip("IPython.display", reason="IPython is not installed")
+    calls = []
+
+    class Handle:
+        def update(self, content, raw):
+            calls.append(("update", content["text/plain"]))
+
+    monkeypatch.setattr(IPython, "display", lambda content, raw, display_id: calls.append(("display", content["text/plain"])) or Handle())
+    monkeypatch.setattr(runs.time, "monotonic", iter(range(1000)).__next__)
+    with shown(small(), "notebook") as display:
+        for _ in range(5):
+            display.update([STATE])
+        display.update([], ["a", "b"])
+    assert [kind for kind, _ in calls] == ["display"] + ["update"] * 6 and "320/7,680" in calls[0][1] and calls[-1][1].startswith("2 of 2 runs trained")
+
+
+@pytest.mark.parametrize("mode", ["none", "lines", "notebook", "terminal"])
+def test_the_environment_chooses_the_display(monkeypatch, mode, small, capsys):
+    "Catches a batch that cannot silence its notebooks."
+    monkeypatch.setenv("INR_PRECOND_PROGRESS", mode)
+    assert runs.display_mode() == mode
+    if mode == "none":
+        with Display([small()]) as display:
+            display.update([STATE])
+        assert capsys.readouterr() == ("", "")
+
+
+def test_time_left_and_share(small, monkeypatch):
+    "Catches resumed steps counted as work of this session, which would promise an end far too soon."
+    now = {"s": 0.0}
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now["s"])
+    display = shown(small(), "none")
+    assert display.overall([STATE | {"step": 3840}]) == (0.25, None)
+    now["s"] = 10.0
+    assert display.overall([STATE | {"step": 7680}]) == (0.5, 20.0)
+
+
+# --- real data
+
+@pytest.mark.data
+def test_the_lion(tmp_path):
+    "Catches a real image that the run's path through loader, metrics and LPIPS does not survive."
+    done = run(RunConfig(image="lion", image_size=64, hidden_features=16, num_layers=3, steps=40), tmp_path)
+    assert done.status == "finished" and done.provenance["data"]["name"] == "lion" and 0 < done.final["lpips"] < 2
