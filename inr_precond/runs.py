@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'FORMAT', 'RESULTS', 'Options', 'canonical_json', 'key_hash', 'image_data',
-           'RunConfig', 'network', 'trainer', 'damage', 'Run', 'provenance', 'final_metrics', 'locked', 'active',
-           'RunError', 'prepare_store', 'run', 'progress_line', 'display_mode', 'Display', 'Processes', 'SweepError',
-           'cost', 'default_workers', 'sweep']
+           'Identity', 'RunConfig', 'network', 'trainer', 'damage', 'Run', 'provenance', 'final_metrics', 'locked',
+           'active', 'RunError', 'prepare_store', 'run', 'progress_line', 'display_mode', 'Pace', 'Display',
+           'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
 
-# %% ../nbs/31_runs.ipynb #93d430ec
+# %% ../nbs/31_runs.ipynb #e6bef54c
 import contextlib
 import csv
 import difflib
@@ -49,7 +49,7 @@ from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wave
 from .recipes import recipe, recipes
 from .train import SCHEDULES, BadCheckpoint, ImageTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
-# %% ../nbs/31_runs.ipynb #51edcb01
+# %% ../nbs/31_runs.ipynb #826dc7fb
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
     "gaussian": {"sigma": 0.05},
     "sine": {"omega": 30.0},
@@ -99,7 +99,7 @@ def _number(name, value, kind, low, high):
         raise ValueError(f"{name} is {value!r}; {wanted} is accepted.")
     return kind(value)
 
-# %% ../nbs/31_runs.ipynb #3bfdd28f
+# %% ../nbs/31_runs.ipynb #4ba2bcfe
 class Options(dict):
     "A dict that cannot be changed."
 
@@ -139,7 +139,7 @@ def _checked_options(name, options):
     recipe(name).build(torch.nn.Linear(1, 1, bias=False), **options)
     return options
 
-# %% ../nbs/31_runs.ipynb #36b27fd0
+# %% ../nbs/31_runs.ipynb #c71c736a
 def _check_image(value):
     "A known name, or something that looks like a path."
     if not isinstance(value, (str, os.PathLike)) or not str(value):
@@ -169,7 +169,7 @@ def _check_own_parameters(config):
     if config.final_lr_factor == 0 and config.schedule == "exponential":
         raise ValueError("final_lr_factor is 0, which an exponential never reaches; a number above 0, up to 1, is accepted.")
 
-# %% ../nbs/31_runs.ipynb #b56d997f
+# %% ../nbs/31_runs.ipynb #fc356716
 FORMAT = 1  # of what training means; raise it when the same config would train differently
 
 
@@ -209,9 +209,49 @@ def image_data(
 def _image_data(name, size, *_):
     return load_image(name, size)
 
-# %% ../nbs/31_runs.ipynb #a06e3f4d
+# %% ../nbs/31_runs.ipynb #eb2a8141
+class Identity:
+    "What two configs must have in common to be the same run, and the name of that run."
+
+    def explicit(self) -> dict:
+        "The fields with every default written out and what is off left out, without the data's hash."
+        return _explicit(self)
+
+    def resolved(self) -> dict:
+        "explicit(), with the SHA-256 of the image's pixels, its name in place of a path, and FORMAT; loads the image."
+        data = image_data(self.image, self.image_size)
+        return {**self.explicit(), "format": FORMAT, "image": data.name, "data_sha256": data.sha256}
+
+    @property
+    def label(self) -> str:
+        "For people: image, activation, recipe, seed."
+        return f"{Path(self.image).stem} {self.activation} {self.recipe} s{self.seed}"
+
+    @property
+    def key(self) -> str:
+        "Name of the run's folder: activation, recipe, seed, and 16 hex digits of SHA-256 of the resolved config's canonical JSON."
+        return f"{self.activation}-{self.recipe.replace('/', '-')}-s{self.seed}-{key_hash(self.resolved())}"
+
+    def __eq__(self, other):
+        return isinstance(other, Identity) and canonical_json(self.explicit()) == canonical_json(other.explicit())
+
+    def __hash__(self):
+        return hash(canonical_json(self.explicit()))
+
+
+def _explicit(config):
+    "A config's fields with the defaults of activation, schedule and optimizer written out; the device by its kind."
+    own = {k: default if getattr(config, k) is None else getattr(config, k) for k, default in ACTIVATIONS[config.activation].items()}
+    final = SCHEDULES[config.schedule] if config.final_lr_factor is None else config.final_lr_factor
+    chosen = recipe(config.recipe)
+    defaults = {k: p.default for k, p in inspect.signature(chosen.optimizer).parameters.items() if p.default is not p.empty and k != "seed"}
+    options = {k: v for k, v in {**defaults, **chosen.options, **config.options}.items() if v or v != defaults.get(k)}
+    values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
+    return {k: v for k, v in values.items() if v is not None}
+
+# %% ../nbs/31_runs.ipynb #6ddc74a8
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RunConfig:
+class RunConfig(Identity):
     "Everything that determines a training run; immutable, validated. Equal configs are those that name the same run."
 
     task: str = "image"
@@ -261,43 +301,7 @@ class RunConfig:
         "The fields as given, None for a default; from_dict takes it back."
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"options": dict(self.options)}
 
-    def explicit(self) -> dict:
-        "The fields with every default written out and what is off left out, without the data's hash."
-        return _explicit(self)
-
-    def resolved(self) -> dict:
-        "explicit(), with the SHA-256 of the image's pixels, its name in place of a path, and FORMAT; loads the image."
-        data = image_data(self.image, self.image_size)
-        return {**self.explicit(), "format": FORMAT, "image": data.name, "data_sha256": data.sha256}
-
-    @property
-    def label(self) -> str:
-        "For people: image, activation, recipe, seed."
-        return f"{Path(self.image).stem} {self.activation} {self.recipe} s{self.seed}"
-
-    @property
-    def key(self) -> str:
-        "Name of the run's folder: activation, recipe, seed, and 16 hex digits of SHA-256 of the resolved config's canonical JSON."
-        return f"{self.activation}-{self.recipe.replace('/', '-')}-s{self.seed}-{key_hash(self.resolved())}"
-
-    def __eq__(self, other):
-        return isinstance(other, RunConfig) and canonical_json(self.explicit()) == canonical_json(other.explicit())
-
-    def __hash__(self):
-        return hash(canonical_json(self.explicit()))
-
-
-def _explicit(config):
-    "A config's fields with the defaults of activation, schedule and optimizer written out; the device by its kind."
-    own = {k: default if getattr(config, k) is None else getattr(config, k) for k, default in ACTIVATIONS[config.activation].items()}
-    final = SCHEDULES[config.schedule] if config.final_lr_factor is None else config.final_lr_factor
-    chosen = recipe(config.recipe)
-    defaults = {k: p.default for k, p in inspect.signature(chosen.optimizer).parameters.items() if p.default is not p.empty and k != "seed"}
-    options = {k: v for k, v in {**defaults, **chosen.options, **config.options}.items() if v or v != defaults.get(k)}
-    values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
-    return {k: v for k, v in values.items() if v is not None}
-
-# %% ../nbs/31_runs.ipynb #cc2e2293
+# %% ../nbs/31_runs.ipynb #cfbcae4d
 def network(
     config: RunConfig,
 ) -> INR:
@@ -323,7 +327,7 @@ def trainer(
     batches = stream(config.seed, "batches", config.device)
     return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, **options)
 
-# %% ../nbs/31_runs.ipynb #2dd6415f
+# %% ../nbs/31_runs.ipynb #820e0262
 RESULTS = ("config.json", "curve.csv", "evals.csv", "prediction.npz", "provenance.json")
 
 
@@ -359,7 +363,7 @@ def damage(
         return f"metrics.json or config.json cannot be read ({type(error).__name__})"
     return None
 
-# %% ../nbs/31_runs.ipynb #170e691c
+# %% ../nbs/31_runs.ipynb #aa8195f6
 class Run:
     "A finished (or diverged) run, read from its folder."
 
@@ -411,7 +415,7 @@ class Run:
         psnr = self.final["psnr"]
         return f"Run({self.key}, {self.status}{'' if self.diverged_at is None else f' at step {self.diverged_at}'}{'' if psnr is None else f', {psnr:.2f} dB'})"
 
-# %% ../nbs/31_runs.ipynb #7f0a167e
+# %% ../nbs/31_runs.ipynb #af12b1fe
 def _processor() -> str:
     "The CPU's name, as far as the system tells."
     with contextlib.suppress(OSError):
@@ -453,7 +457,7 @@ def provenance(config: RunConfig) -> dict:
         "data": {"name": data.name, "sha256": data.sha256, "source": data.source if config.image in image_names() else "a file"},
     }
 
-# %% ../nbs/31_runs.ipynb #b92bdb6c
+# %% ../nbs/31_runs.ipynb #6fb55c6c
 def _csv(header, rows) -> bytes:
     "CSV whose floats read back exactly."
     text = io.StringIO()
@@ -504,7 +508,7 @@ def _write_results(folder, config, made: Trainer, circumstances: dict):
     for name in ("checkpoint.pt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
 
-# %% ../nbs/31_runs.ipynb #3b1228e1
+# %% ../nbs/31_runs.ipynb #70e95f9e
 def _lock_file(folder) -> Path:
     return folder.parent / ".locks" / f"{folder.name}.lock"
 
@@ -549,7 +553,7 @@ def active(
                 found.append(json.loads(path.read_text()))
     return found
 
-# %% ../nbs/31_runs.ipynb #bd0ea9bf
+# %% ../nbs/31_runs.ipynb #03e26033
 class RunError(RuntimeError):
     "A run failed; the sentence says which and why."
 
@@ -591,7 +595,7 @@ def _resumed(config, folder, report, **options) -> Trainer:
         checkpoint.unlink()
         return trainer(config, checkpoint=checkpoint, **options)
 
-# %% ../nbs/31_runs.ipynb #dd756b01
+# %% ../nbs/31_runs.ipynb #fdac0dc6
 def _progress_writer(config, folder, report, also):
     "A callback that writes progress.json and calls `also`; a write that fails is reported once, and training goes on."
     failed = []
@@ -625,7 +629,7 @@ def _train(config, folder, progress, stop, tensorboard, report):
                      "wall_seconds": time.monotonic() - began, "resumed_at": resumed_at}
     _write_results(folder, config, made, circumstances)
 
-
+# %% ../nbs/31_runs.ipynb #e01082af
 def run(
     config: RunConfig,
     store="results/runs",  # folder of all runs
@@ -660,7 +664,7 @@ def run(
             raise RunError(f"The run {folder.name} failed: {_reason(error)}.") from error
         return Run(folder)
 
-# %% ../nbs/31_runs.ipynb #e2b46c4e
+# %% ../nbs/31_runs.ipynb #e2537a35
 def _clock_text(seconds) -> str:
     "h:mm:ss or m:ss; '-' for None."
     if seconds is None:
@@ -688,16 +692,15 @@ def display_mode() -> str:
         return "notebook"
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else "lines"
 
-# %% ../nbs/31_runs.ipynb #c4e32810
-class Display:
-    "Progress of a set of runs; update() as often as you like."
+# %% ../nbs/31_runs.ipynb #3f9a8ceb
+class Pace:
+    "How far a set of runs is, in words."
 
-    def __init__(self, configs, mode=None):
-        self.steps, self.mode, self.began, self.shown_at = {c.key: c.steps for c in configs}, mode or display_mode(), time.monotonic(), -math.inf
-        self.done, self.first, self.bars, self.handle, self.ended = set(), None, [], None, False
+    def __init__(self, configs):
+        self.steps, self.done, self.began, self.first, self.ended = {c.key: c.steps for c in configs}, set(), time.monotonic(), None, False
 
     def overall(self, states) -> tuple:  # (share of all steps done, seconds left or None)
-        "How far the set is, and for how long it will go on at the pace so far."
+        "How far the set is, and for how long it will go on at the pace of this session."
         total = sum(self.steps.values())
         steps = sum(self.steps[k] for k in self.done) + sum(s["step"] for s in states if s["key"] in self.steps and s["key"] not in self.done)
         self.first = steps if self.first is None else self.first
@@ -712,6 +715,14 @@ class Display:
             return [f"{len(self.done)} of {len(self.steps)} runs trained in {elapsed}"]
         bar = "#" * round(20 * share)
         return [f"{len(self.done)}/{len(self.steps)} runs [{bar:.<20}] {share:4.0%}  {elapsed} gone, {_clock_text(left)} left", *map(progress_line, states)]
+
+# %% ../nbs/31_runs.ipynb #601b07d6
+class Display(Pace):
+    "Progress of a set of runs, shown; update() as often as you like."
+
+    def __init__(self, configs, mode=None):
+        super().__init__(configs)
+        self.mode, self.shown_at, self.bars, self.handle = mode or display_mode(), -math.inf, [], None
 
     def update(self, states, done=()):
         "Show the active runs' states; `done` are keys that are ready."
@@ -750,7 +761,7 @@ class Display:
         for bar in reversed(self.bars):
             bar.close()
 
-# %% ../nbs/31_runs.ipynb #f928785b
+# %% ../nbs/31_runs.ipynb #cbb789ea
 _orphaned, _working = threading.Event(), threading.Lock()  # of a worker process: its parent is gone; it is at work
 
 
@@ -801,7 +812,7 @@ def _task_of_worker(*arguments) -> dict:
     with _working:
         return _task(*arguments)
 
-# %% ../nbs/31_runs.ipynb #be434c6b
+# %% ../nbs/31_runs.ipynb #5b717df6
 @contextlib.contextmanager
 def _as_worker_sees_it():
     "While a process is spawned: one thread in its environment, and no __main__ to import, for the tasks need this package alone."
@@ -846,7 +857,7 @@ class Processes(Executor):
         for pool in self._pools:
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
-# %% ../nbs/31_runs.ipynb #c432d781
+# %% ../nbs/31_runs.ipynb #a8b34cf3
 class SweepError(RunError):
     "Some runs of a sweep failed: `failures` is a dict of key and reason."
 
@@ -886,7 +897,7 @@ def _collect(futures, store, display) -> dict:  # key -> reason of failure
         display.update([s for s in active(store) if s["key"] in display.steps], finished)
     return failures
 
-# %% ../nbs/31_runs.ipynb #4bd03592
+# %% ../nbs/31_runs.ipynb #0e1f2919
 def _train_all(missing, store, executor, workers, progress) -> dict:
     "Train the missing runs in an executor; on Ctrl-C tell them to stop, wait for their checkpoints, and go."
     stop_file = store / f".stop-{uuid.uuid4().hex}"

@@ -6,9 +6,9 @@
 __all__ = ['SCHEDULES', 'configure_process', 'stream_seed', 'stream', 'psnr_of_mse', 'ImageTask', 'lr_factor', 'History',
            'block_length', 'evaluation_steps', 'BadCheckpoint', 'write_atomically', 'save_checkpoint',
            'load_checkpoint', 'stop_signals', 'clock', 'state_floats_per_parameter', 'scalar_writer', 'Resumable',
-           'Reporting', 'Trainer']
+           'Reporting', 'Blocks', 'Trainer']
 
-# %% ../nbs/30_train.ipynb #8167ae0c
+# %% ../nbs/30_train.ipynb #70dda530
 import contextlib
 import ctypes
 import hashlib
@@ -26,7 +26,7 @@ import torch
 
 from .curvature import Problem
 
-# %% ../nbs/30_train.ipynb #6d8372ab
+# %% ../nbs/30_train.ipynb #19c08bb8
 def configure_process(
     threads: int = 1,  # threads of one operation, at least 1
 ) -> dict:  # what was done: threads, interop_threads, malloc (whether glibc keeps freed memory)
@@ -47,7 +47,7 @@ def _keep_freed_memory():
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
 
-# %% ../nbs/30_train.ipynb #c2f0cf6b
+# %% ../nbs/30_train.ipynb #65776d0a
 def stream_seed(
     seed: int,  # the run's seed, >= 0
     use: str,  # "initialisation", "batches" or "probes"; any name gives its own stream
@@ -64,14 +64,14 @@ def stream(
     "Generator of one random stream of a run."
     return torch.Generator(device=device).manual_seed(stream_seed(seed, use))
 
-# %% ../nbs/30_train.ipynb #69dbdccc
+# %% ../nbs/30_train.ipynb #8ddc51fb
 def psnr_of_mse(
     mse: float,  # mean squared error of values with range 1
 ) -> float:  # dB; at most 200
     "-10 log10(MSE), with the MSE floored at 1e-20; nan stays nan."
     return -10 * math.log10(max(mse, 1e-20)) if math.isfinite(mse) else math.nan
 
-# %% ../nbs/30_train.ipynb #3806cafb
+# %% ../nbs/30_train.ipynb #77dc8178
 class ImageTask:
     "Fit an image: mini-batches of (coordinate, colour) pairs, drawn on the device without replacement in each epoch, and whole-image evaluation."
 
@@ -121,7 +121,7 @@ class ImageTask:
     def load_state_dict(self, state):
         self.order, self.position = state["order"].to(self.targets.device), int(state["position"])
 
-# %% ../nbs/30_train.ipynb #bd38463b
+# %% ../nbs/30_train.ipynb #ba119372
 SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01}  # schedule -> default of final_lr_factor (None: there is none)
 
 
@@ -140,7 +140,7 @@ def lr_factor(
         return lambda t: final + (1 - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2
     return lambda t: final ** (min(t, steps) / steps)
 
-# %% ../nbs/30_train.ipynb #b9d886d3
+# %% ../nbs/30_train.ipynb #9063131a
 class History:
     "Losses, times and evaluations of one training."
 
@@ -194,7 +194,7 @@ class History:
         self.losses[: len(losses)] = losses
         vars(self).update(state)
 
-# %% ../nbs/30_train.ipynb #571e5e4b
+# %% ../nbs/30_train.ipynb #5ae6d0c4
 def block_length(
     steps: int,  # of the run
 ) -> int:  # steps between two readings of the clock: 64, fewer in a run of under 2,560 steps
@@ -213,7 +213,7 @@ def evaluation_steps(
     at = [min(steps, max(block, round(f * steps / block) * block)) for f in [*early, *((i + 1) / equal for i in range(equal))]]
     return sorted({*at[:-1], steps})
 
-# %% ../nbs/30_train.ipynb #70798b70
+# %% ../nbs/30_train.ipynb #e728ae62
 class BadCheckpoint(RuntimeError):
     "A checkpoint that cannot be used: truncated, altered, or of another run."
 
@@ -258,7 +258,7 @@ def load_checkpoint(path, device="cpu") -> dict:
     except Exception as error:
         raise BadCheckpoint(f"{Path(path).name} in {Path(path).parent} cannot be read ({type(error).__name__}).") from error
 
-# %% ../nbs/30_train.ipynb #89b14eaf
+# %% ../nbs/30_train.ipynb #89ce8365
 @contextlib.contextmanager
 def stop_signals():
     "Collect SIGINT and SIGTERM in a list instead of dying of them (main thread only); a second SIGINT raises KeyboardInterrupt at once."
@@ -279,7 +279,7 @@ def stop_signals():
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-# %% ../nbs/30_train.ipynb #3694d5da
+# %% ../nbs/30_train.ipynb #d70d3aae
 def clock(device) -> tuple:  # (seconds, CPU seconds)
     "The wall clock after all work on the device is done, and the CPU time of this process (of this thread, beside the main one)."
     if torch.device(device).type != "cpu":
@@ -305,7 +305,7 @@ def scalar_writer(
         raise ImportError("TensorBoard scalars were asked for and the package 'tensorboard' is not installed; pip install 'inr_precond[tensorboard]' or leave tensorboard off.") from error
     return SummaryWriter(str(folder))
 
-# %% ../nbs/30_train.ipynb #f55c51c1
+# %% ../nbs/30_train.ipynb #79f50c12
 class Resumable:
     "State, checkpoint and resume of a trainer: `parts` by name, each with state_dict and load_state_dict, and the generator of the batches."
 
@@ -341,7 +341,7 @@ class Resumable:
             raise BadCheckpoint(f"{self.checkpoint.name} in {self.checkpoint.parent} does not fit this run ({type(error).__name__}: {error}).") from error
         return True
 
-# %% ../nbs/30_train.ipynb #88c50c50
+# %% ../nbs/30_train.ipynb #89bfded4
 class Reporting:
     "Progress of a trainer: a callback and TensorBoard scalars."
 
@@ -363,36 +363,9 @@ class Reporting:
             left = (len(h.losses) - h.step) * h.ms_per_step / 1000
             self.progress({"step": h.step, "steps": len(h.losses), "loss": loss, "psnr": h.evals[-1]["psnr"] if h.evals else None, "seconds": h.seconds, "eta_s": left})
 
-# %% ../nbs/30_train.ipynb #2b03b9b0
-class Trainer(Resumable, Reporting):
-    "Train a model on a task, with checkpoints, resume, progress, and divergence as a result."
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        task,  # .batch(generator), .evaluate(model), .inputs, .state_dict(), .load_state_dict(state); see ImageTask
-        optimizer: torch.optim.Optimizer,  # whose step takes a Problem
-        steps: int,  # T
-        generator: torch.Generator | None = None,  # of the batches
-        schedule: str = "constant",  # of the learning rate
-        final_lr_factor: float | None = None,  # None: the schedule's default
-        evaluations: int = 12,  # of the whole image, at most
-        loss="mse",  # a Problem's loss
-        checkpoint=None,  # file; None writes none
-        checkpoint_every: float = 20.0,  # seconds
-        progress=None,  # see Reporting
-        stop=None,  # called before each step; True saves and ends with KeyboardInterrupt
-        tensorboard=None,  # folder for TensorBoard scalars
-    ):
-        self.model, self.task, self.optimizer, self.steps, self.generator, self.loss = model, task, optimizer, steps, generator, loss
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(schedule, steps, final_lr_factor))
-        self.device = task.inputs.device
-        self.history = History(steps, self.device, task.inputs.dtype)
-        self.block, self.evaluate_at = block_length(steps), set(evaluation_steps(steps, evaluations))
-        self.checkpoint, self.checkpoint_every, self.saved_at = checkpoint and Path(checkpoint), checkpoint_every, time.monotonic()
-        self.progress, self.stop = progress, stop or (lambda: False)
-        self.writer = scalar_writer(tensorboard) if tensorboard else None
-        self.parts = {"model": model, "optimizer": optimizer, "scheduler": self.scheduler, "task": task, "history": self.history}
+# %% ../nbs/30_train.ipynb #68f0042e
+class Blocks(Resumable, Reporting):
+    "The loop of a trainer: blocks of steps, and what is due between them."
 
     def train(self) -> History:
         "Take the steps that are left; ends early where the loss is no longer finite (history.diverged_at)."
@@ -433,3 +406,34 @@ class Trainer(Resumable, Reporting):
         elif time.monotonic() - self.saved_at > self.checkpoint_every:
             self.save()
         self.tell()
+
+# %% ../nbs/30_train.ipynb #7994c571
+class Trainer(Blocks):
+    "Train a model on a task, with checkpoints, resume, progress, and divergence as a result."
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        task,  # .batch(generator), .evaluate(model), .inputs, .state_dict(), .load_state_dict(state); see ImageTask
+        optimizer: torch.optim.Optimizer,  # whose step takes a Problem
+        steps: int,  # T
+        generator: torch.Generator | None = None,  # of the batches
+        schedule: str = "constant",  # of the learning rate
+        final_lr_factor: float | None = None,  # None: the schedule's default
+        evaluations: int = 12,  # of the whole image, at most
+        loss="mse",  # a Problem's loss
+        checkpoint=None,  # file; None writes none
+        checkpoint_every: float = 20.0,  # seconds
+        progress=None,  # see Reporting
+        stop=None,  # called before each step; True saves and ends with KeyboardInterrupt
+        tensorboard=None,  # folder for TensorBoard scalars
+    ):
+        self.model, self.task, self.optimizer, self.steps, self.generator, self.loss = model, task, optimizer, steps, generator, loss
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(schedule, steps, final_lr_factor))
+        self.device = task.inputs.device
+        self.history = History(steps, self.device, task.inputs.dtype)
+        self.block, self.evaluate_at = block_length(steps), set(evaluation_steps(steps, evaluations))
+        self.checkpoint, self.checkpoint_every, self.saved_at = checkpoint and Path(checkpoint), checkpoint_every, time.monotonic()
+        self.progress, self.stop = progress, stop or (lambda: False)
+        self.writer = scalar_writer(tensorboard) if tensorboard else None
+        self.parts = {"model": model, "optimizer": optimizer, "scheduler": self.scheduler, "task": task, "history": self.history}

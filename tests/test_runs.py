@@ -159,8 +159,8 @@ def test_the_recipes_numbers_enter_the_key(monkeypatch):
 def test_key_does_not_depend_on_the_process():
     "Catches a hash that uses Python's own, which differs from process to process."
     code = "from inr_precond.runs import RunConfig; print(RunConfig(image='astronaut', recipe='esgd/released').key)"
-    keys = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": s}).stdout.strip() for s in ("1", "2")}
-    assert keys == {RunConfig(image="astronaut", recipe="esgd/released").key}
+    key = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "1"}).stdout.strip()
+    assert key == RunConfig(image="astronaut", recipe="esgd/released").key
 
 
 BAD = [
@@ -500,6 +500,7 @@ def program(code, *arguments):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_two_processes_that_want_the_same_run(small, tmp_path):
     "Catches two writers in one folder: exactly one trains, the other waits and reads the same result."
     config = small(steps=3000)
@@ -569,6 +570,7 @@ def test_curvature_counts_in_the_cost(small):
     assert runs.cost(small(recipe="adahessian-e/released")) == pytest.approx(3 * runs.cost(small())) and runs.cost(small(recipe="esgd/released")) == pytest.approx(1.02 * runs.cost(small()))
 
 
+@pytest.mark.slow
 def test_sweep_in_processes_equals_run_here(small, tmp_path):
     "Catches a result that depends on where it was computed, a worker that needs the caller's __main__, and a stop file that stays."
     configs = [small(), small(recipe="esgd/released")]
@@ -604,6 +606,7 @@ def test_sweep_passes_on_what_workers_found_damaged(small, finished, tmp_path):
         sweep([config], tmp_path, Inline(), progress=False)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_takes_only_its_own_run(small, tmp_path):
     "Catches BrokenProcessPool, which by itself fails every run that has not finished."
     configs = [small(steps=10**6), small(seed=1), small(seed=2), small(seed=3)]
@@ -644,6 +647,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_sweep_that_is_stopped_leaves_checkpoints_and_no_processes(small, tmp_path, how):

@@ -412,6 +412,7 @@ def finish(file):
     return json.loads(output.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     "Catches everything that survives only in memory: kill -9, twice, at a moment nobody chose, then continue in a new process."
     whole = finish(tmp_path / "whole.pt")
