@@ -57,9 +57,9 @@ def exported(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "results")
     for name in ("nbs", "inr_precond"): shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     for name in ("settings.ini", "pyproject.toml"): shutil.copy(ROOT / name, copy)
-    code = "from nbdev.clean import nbdev_clean; from nbdev.export import nbdev_export; nbdev_clean(); nbdev_export()"
+    code = "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()"
     environment = {**os.environ, "PYTHONPATH": str(copy)}
-    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, env=environment)
     return copy
 
 

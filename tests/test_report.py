@@ -95,6 +95,14 @@ def test_content(made):
     assert '<strong title="best of the rows that may be compared">21.5</strong>' in made
 
 
+def test_verdict_is_shown_where_there_is_one(tmp_path, made):
+    "An empty column promises something that is not there."
+    assert "Verdict" not in made
+    entries = [experiment(tmp_path, "fig05", verdict={"verdict": "not reproduced", "text": "-0.4 dB [-0.9, 0.1]"}), experiment(tmp_path, "fig08")]
+    judged = report.write_report(tmp_path, "laptop", entries, {}).read_text()
+    assert judged.count('class="badge not-reproduced"') == 2 and "-0.4 dB [-0.9, 0.1]" in judged and '<th scope="col">Verdict</th>' in judged
+
+
 def test_record_cannot_inject_markup(tmp_path):
     "Titles, captions and errors are text."
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
