@@ -34,15 +34,32 @@ test: $(READY) ## chapters, tests, the batch at smoke scale, notebooks in sync, 
 lint: $(READY) ## ruff alone
 	@$(PY) -m ruff check inr_precond tests data_scripts nbs
 
-docs: $(READY) ## the chapters as HTML pages in _docs
-	@rm -rf _proc _docs
-	@$(PY) -c 'from nbdev.serve import proc_nbs; proc_nbs()'
-	@$(PY) -m nbconvert --log-level WARN --to html --output-dir _docs $$(find _proc -name '*.ipynb')
+docs: $(READY) ## the chapters and experiments as HTML pages in _docs
+	@rm -rf _docs
+	@$(PY) -m nbconvert --log-level WARN --to html --output-dir _docs --RegexRemovePreprocessor.patterns='#\|\s*(hide|default_exp)' nbs/*.ipynb nbs/experiments/*.ipynb
+	@sed -i.bak 's|href="\(experiments/\)\{0,1\}\([A-Za-z0-9_]*\)\.ipynb"|href="\2.html"|g' _docs/*.html && rm -f _docs/*.bak
 	@echo 'Open _docs/index.html'
 
+define README
+import nbformat, pathlib, re
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+nb = nbformat.read("nbs/index.ipynb", 4)
+nb.metadata["language_info"] = {"name": "python"}
+nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or not c.source.startswith(("#| hide", "#|hide", "#| default_exp"))]
+nb, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nb, {})
+exporter = MarkdownExporter(config={"ExtractOutputPreprocessor": {"output_filename_template": "README_files/{cell_index}_{index}{extension}"}})
+text, resources = exporter.from_notebook_node(nb)
+for name, data in resources.get("outputs", {}).items():
+    path = pathlib.Path(name); path.parent.mkdir(exist_ok=True); path.write_bytes(data)
+text = text.replace("](../", "](").replace("```python\n\n", "```python\n")
+text = re.sub(r"\]\((?!https?:|#|README_files)([\w/.-]+\.ipynb)", r"](nbs/\1", text)
+pathlib.Path("README.md").write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+endef
+export README
 readme: $(READY) ## README.md from nbs/index.ipynb
 	@rm -rf README_files
-	@$(PY) -m nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	@$(PY) -c "$$README"
 
 clean: ## remove the environment, caches and built pages; results stay
 	rm -rf .venv _proc _docs .pytest_cache .ruff_cache .hypothesis *.egg-info
