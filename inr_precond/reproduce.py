@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'run_hashes', 'before_execution', 'after_execution', 'why', 'read_state',
-           'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall', 'machine',
-           'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
-           'notebooks_folder', 'prepare', 'show_list', 'summary', 'main']
+           'data_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall',
+           'machine', 'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
+           'notebooks_folder', 'prepare', 'show_list', 'summary', 'stoppable', 'main']
 
-# %% ../nbs/33_reproduce.ipynb #e83dd2b2
+# %% ../nbs/33_reproduce.ipynb #e1db7637
 import argparse
 import ast
 import difflib
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from .report import clock, flat, read_record, save, write_report
 
-# %% ../nbs/33_reproduce.ipynb #e4cfbc2d
+# %% ../nbs/33_reproduce.ipynb #8a603e42
 class BatchError(Exception):
     "What is wrong with a batch's command, in one sentence."
 
@@ -55,7 +55,7 @@ def discover(folder,  # folder of experiment notebooks
             raise BatchError(f"--only {pattern!r} matches no experiment{closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
     return paths, [n for n in names if not only or any(fnmatch.fnmatch(n, p) for p in only)]
 
-# %% ../nbs/33_reproduce.ipynb #af19af12
+# %% ../nbs/33_reproduce.ipynb #cca2d624
 def accepted_parameters(path):
     "The names in a notebook's cell tagged `parameters`."
     import logging
@@ -82,7 +82,7 @@ def assign(accepted,  # {notebook: names of its parameters}
             raise BatchError(f"The parameter {name!r} is in none of the selected notebooks{closest(name, known)}; they accept {', '.join(known) or 'none'}.")
     return {notebook: {k: v for k, v in {**common, **given}.items() if k in names} for notebook, names in accepted.items()}
 
-# %% ../nbs/33_reproduce.ipynb #4d64e9d7
+# %% ../nbs/33_reproduce.ipynb #aa6ac42b
 def digest(value):  # anything that JSON can hold
     "A short hash of a value."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -109,7 +109,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #e07007bc
+# %% ../nbs/33_reproduce.ipynb #fbd7d2e5
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now."
     hashes = {}
@@ -131,7 +131,7 @@ def after_execution(out, record, parameters):
         used["default"] = default_image()
     return used
 
-# %% ../nbs/33_reproduce.ipynb #b09abfed
+# %% ../nbs/33_reproduce.ipynb #bc595a83
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
@@ -153,7 +153,7 @@ def read_state(out, name):
     except (OSError, ValueError): return None
     return state if isinstance(state, dict) else None
 
-# %% ../nbs/33_reproduce.ipynb #7eb494fa
+# %% ../nbs/33_reproduce.ipynb #510b86e7
 def _end_tree(patience=5.):  # patience: seconds
     "End the kernel, give its training processes time to write their checkpoints, end what is left, and this process."
     import psutil
@@ -185,13 +185,20 @@ def _child():
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr); sys.exit(1)
 
-# %% ../nbs/33_reproduce.ipynb #397ba8ff
+# %% ../nbs/33_reproduce.ipynb #37d3b38b
+def data_setting():
+    "The environment variable that names the data folder, where there is one."
+    from inr_precond.data.images import data_root
+    root = data_root()
+    return {} if root is None else {"INR_PRECOND_DATA": str(root.resolve())}
+
+# %% ../nbs/33_reproduce.ipynb #c55aba6f
 def start_notebook(path, target, parameters, log):
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     package = str(Path(importlib.import_module("inr_precond").__file__).parents[1])
     search = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
-    env = {**os.environ, **one, "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    env = {**os.environ, **one, **data_setting(), "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
     with open(log, "wb") as errors:
         child = subprocess.Popen([sys.executable, "-c", "from inr_precond.reproduce import _child; _child()"], stdin=subprocess.PIPE, stdout=errors, stderr=errors,
                                  env=env, start_new_session=True)
@@ -206,7 +213,7 @@ def stop_notebook(child):
     try: child.wait(15)
     except subprocess.TimeoutExpired: child.kill(); child.wait()
 
-# %% ../nbs/33_reproduce.ipynb #bc10bef0
+# %% ../nbs/33_reproduce.ipynb #9360eeab
 def failure(target,  # executed notebook
             log, status):  # status: exit status of the notebook's process
     "One line on why a notebook failed."
@@ -222,7 +229,7 @@ def failure(target,  # executed notebook
     if status < 0: return f"killed by {signal.Signals(-status).name}" + (f" after: {lines[-1][:300]}" if lines else "")
     return lines[-1][:600] if lines else f"ended with status {status}"
 
-# %% ../nbs/33_reproduce.ipynb #197ec198
+# %% ../nbs/33_reproduce.ipynb #40871c17
 class Display:
     "Lines that stay in place in a terminal; one compact line now and then elsewhere."
     def __init__(self, stream=None, every=15.):  # every: seconds between lines where there is no terminal
@@ -246,7 +253,7 @@ class Display:
             self.drawn = 1 + len(lines); self.stream.flush()
         elif time.monotonic() - self.last >= self.every: self.say(" | ".join((head, *lines)))
 
-# %% ../nbs/33_reproduce.ipynb #09829ee1
+# %% ../nbs/33_reproduce.ipynb #eedef3fc
 def active_runs(out):
     "Progress of the runs now training below `out`, as lines."
     store = Path(out) / "runs"
@@ -254,7 +261,7 @@ def active_runs(out):
     from inr_precond import runs
     return [runs.progress_line(state) for state in runs.active(store)]
 
-# %% ../nbs/33_reproduce.ipynb #f5be1e92
+# %% ../nbs/33_reproduce.ipynb #d999e7ae
 @dataclass
 class Job:
     "A notebook of the batch."
@@ -281,7 +288,7 @@ def recall(job, out):
         job.status = {"ran": "unchanged"}.get(state["status"], state["status"])
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
-# %% ../nbs/33_reproduce.ipynb #2798c3d9
+# %% ../nbs/33_reproduce.ipynb #aa7ec42b
 def machine():
     "What the numbers depend on besides the code: machine, versions, commit."
     def version(name):
@@ -295,7 +302,7 @@ def machine():
             "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs._commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
-# %% ../nbs/33_reproduce.ipynb #8a70ccb6
+# %% ../nbs/33_reproduce.ipynb #c74298b6
 def execute(job, out, display, head):  # head: what a line of progress begins with
     "Execute one notebook to its end, show its progress, and keep what became of it."
     target, log = Path(out) / "notebooks" / f"{job.name}.ipynb", Path(out) / "notebooks" / f"{job.name}.log"
@@ -318,7 +325,7 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
     save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #3085cc61
+# %% ../nbs/33_reproduce.ipynb #a5ae8dc2
 def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv` and `report.html` from what there is now."
     import csv
@@ -334,7 +341,7 @@ def gather(jobs, out, scale, provenance):
     save(Path(out) / "metrics.csv", table.getvalue())
     return write_report(out, scale, [job.entry() for job in jobs], provenance)
 
-# %% ../nbs/33_reproduce.ipynb #d1b52a73
+# %% ../nbs/33_reproduce.ipynb #e74de13a
 def run_batch(jobs, out, scale, force=False, display=None):
     "Execute what has to be executed of `jobs`, go on after a failure, and return the number of notebooks that failed."
     display, provenance = display or Display(), machine()
@@ -359,7 +366,7 @@ def run_batch(jobs, out, scale, force=False, display=None):
     gather(jobs, out, scale, provenance)
     return sum(job.status == "failed" for job in chosen)
 
-# %% ../nbs/33_reproduce.ipynb #1d67ba33
+# %% ../nbs/33_reproduce.ipynb #97a08e4f
 @contextmanager
 def only_batch(out, patience=20.):  # patience: seconds
     "Hold the lock of a results folder, which must be writable."
@@ -392,7 +399,7 @@ def disk_sentence(error, out):
     if error.filename is None and error.strerror: return error.strerror  # it is a sentence of this package
     return f"The results cannot be written to {error.filename or out} ({error.strerror}); make it writable or give another folder with --out."
 
-# %% ../nbs/33_reproduce.ipynb #dc8d2cbe
+# %% ../nbs/33_reproduce.ipynb #4292697a
 SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
@@ -417,7 +424,7 @@ def arguments(argv=None):
     args.only = [p.strip() for pattern in args.only for p in pattern.split(",") if p.strip()]
     return args
 
-# %% ../nbs/33_reproduce.ipynb #e29ef34b
+# %% ../nbs/33_reproduce.ipynb #529d1136
 def given_parameters(args):
     "The parameters that the user asked for: {name: value}."
     given = {name: value for name, value in (("image", args.image), ("seeds", args.seeds), ("workers", args.workers)) if value is not None}
@@ -448,7 +455,7 @@ def prepare(args):
     parameters = assign(accepted, given_parameters(args), common)
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
-# %% ../nbs/33_reproduce.ipynb #46189104
+# %% ../nbs/33_reproduce.ipynb #60a95ed2
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
@@ -460,7 +467,21 @@ def summary(jobs, report, seconds):
     lines = [f"  {job.name:{width}}  {job.status:11} {clock(job.seconds):>8}  {job.error or ''}".rstrip() for job in jobs if job.selected]
     return "\n".join(["", *lines, "", f"Report: {report} ({clock(seconds)} in all)"])
 
-def _stop(signal_number, frame): raise KeyboardInterrupt
+def _stop(signal_number, frame):
+    "Stop once: a second signal, from make or an impatient hand, must not cut off the tidying up."
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+@contextmanager
+def stoppable():
+    "Ctrl-C and SIGTERM stop the batch in order; afterwards they mean what they meant before."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try: yield
+    finally:
+        for number, handler in before.items(): signal.signal(number, handler)
 
 def _follow_parent():
     "End this batch when the process that started it (make) has ended."
@@ -470,29 +491,29 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #101578a9
+# %% ../nbs/33_reproduce.ipynb #936bdfef
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
-    began = time.monotonic()
-    if threading.current_thread() is threading.main_thread(): before = signal.signal(signal.SIGTERM, _stop)
-    out = "results"
+    out = Path("results")
     try:
         args = arguments(argv)
         jobs, out = prepare(args)
         if args.list: return show_list(jobs, out) or 0
         if args.exit_with_parent: _follow_parent()
-        with only_batch(out):
-            failed = run_batch(jobs, out, args.scale, args.force)
-            print(summary(jobs, Path(out) / "report.html", time.monotonic() - began))
-        if failed: print(f"{failed} of {sum(j.selected for j in jobs)} notebooks failed.", file=sys.stderr)
-        return 1 if failed else 0
+        with stoppable(), only_batch(out): return _finish(jobs, out, args)
     except BatchError as error: print(error, file=sys.stderr); return 2
     except KeyboardInterrupt: print("\nStopped; the same command goes on from the last checkpoints.", file=sys.stderr); return 130
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS): raise
         print(disk_sentence(error, out), file=sys.stderr); return 2
-    finally:
-        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/33_reproduce.ipynb #8a69d470
+def _finish(jobs, out, args):
+    "Run the batch and say how it went: 1 where a notebook failed, else 0."
+    began = time.monotonic()
+    failed = run_batch(jobs, out, args.scale, args.force)
+    print(summary(jobs, Path(out) / "report.html", time.monotonic() - began))
+    if failed: print(f"{failed} of {sum(j.selected for j in jobs)} notebooks failed.", file=sys.stderr)
+    return 1 if failed else 0
+
+# %% ../nbs/33_reproduce.ipynb #30d41fc1
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())

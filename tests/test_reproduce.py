@@ -262,7 +262,8 @@ def test_list(place, capsys):
 
 
 def test_committed_experiments_are_not_touched(place):
-    "The batch executes copies: the notebook in the repository stays byte for byte."
-    notebook(place / "nbs", "a", "finish('a')")
+    "The batch executes copies: the notebook in the repository stays byte for byte. From its folder it finds the data that the batch finds from its own."
+    (place / "data").mkdir()
+    notebook(place / "nbs", "a", f"import os; assert os.environ['INR_PRECOND_DATA'] == {str((place / 'data').resolve())!r}; finish('a')")
     before = Path("nbs/a.ipynb").read_bytes()
     assert batch() == 0 and Path("nbs/a.ipynb").read_bytes() == before and sorted(p.name for p in Path("nbs").iterdir()) == ["a.ipynb"]
