@@ -8,7 +8,7 @@ __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'FORMAT', 'RESULTS', 'Options', 'ca
            'active', 'RunError', 'prepare_store', 'run', 'progress_line', 'display_mode', 'Pace', 'Display',
            'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
 
-# %% ../nbs/31_runs.ipynb #e6bef54c
+# %% ../nbs/31_runs.ipynb #b8ab7ec1
 import contextlib
 import csv
 import difflib
@@ -49,7 +49,7 @@ from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wave
 from .recipes import recipe, recipes
 from .train import SCHEDULES, BadCheckpoint, ImageTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
-# %% ../nbs/31_runs.ipynb #826dc7fb
+# %% ../nbs/31_runs.ipynb #024ead12
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
     "gaussian": {"sigma": 0.05},
     "sine": {"omega": 30.0},
@@ -99,7 +99,7 @@ def _number(name, value, kind, low, high):
         raise ValueError(f"{name} is {value!r}; {wanted} is accepted.")
     return kind(value)
 
-# %% ../nbs/31_runs.ipynb #4ba2bcfe
+# %% ../nbs/31_runs.ipynb #8ae39970
 class Options(dict):
     "A dict that cannot be changed."
 
@@ -139,7 +139,7 @@ def _checked_options(name, options):
     recipe(name).build(torch.nn.Linear(1, 1, bias=False), **options)
     return options
 
-# %% ../nbs/31_runs.ipynb #c71c736a
+# %% ../nbs/31_runs.ipynb #ee6c77db
 def _check_image(value):
     "A known name, or something that looks like a path."
     if not isinstance(value, (str, os.PathLike)) or not str(value):
@@ -169,7 +169,7 @@ def _check_own_parameters(config):
     if config.final_lr_factor == 0 and config.schedule == "exponential":
         raise ValueError("final_lr_factor is 0, which an exponential never reaches; a number above 0, up to 1, is accepted.")
 
-# %% ../nbs/31_runs.ipynb #fc356716
+# %% ../nbs/31_runs.ipynb #c60bacbb
 FORMAT = 1  # of what training means; raise it when the same config would train differently
 
 
@@ -209,7 +209,7 @@ def image_data(
 def _image_data(name, size, *_):
     return load_image(name, size)
 
-# %% ../nbs/31_runs.ipynb #eb2a8141
+# %% ../nbs/31_runs.ipynb #549bd463
 class Identity:
     "What two configs must have in common to be the same run, and the name of that run."
 
@@ -249,7 +249,7 @@ def _explicit(config):
     values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
     return {k: v for k, v in values.items() if v is not None}
 
-# %% ../nbs/31_runs.ipynb #6ddc74a8
+# %% ../nbs/31_runs.ipynb #cad7031d
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RunConfig(Identity):
     "Everything that determines a training run; immutable, validated. Equal configs are those that name the same run."
@@ -301,19 +301,22 @@ class RunConfig(Identity):
         "The fields as given, None for a default; from_dict takes it back."
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"options": dict(self.options)}
 
-# %% ../nbs/31_runs.ipynb #cfbcae4d
+# %% ../nbs/31_runs.ipynb #3392e1b6
 def network(
     config: RunConfig,
 ) -> INR:
     "The config's network on its device, its weights drawn on the CPU from the seed's 'initialisation' stream."
     own = {k: v for k, v in config.explicit().items() if k in ACTIVATIONS[config.activation]}
-    kind, encoding, layer = config.activation, None, None
-    if kind == "relu-pe":
-        encoding = PositionalEncoding(2, **own)
-    if kind == "gabor":
-        layer = functools.partial(GaborLayer, **own)
-    activation = {"gaussian": Gaussian, "sine": Sine, "wavelet": Wavelet}[kind](**own) if kind in ("gaussian", "sine", "wavelet") else ReLU()
-    return INR(2, 3, config.hidden_features, config.num_layers, activation, encoding, layer, stream(config.seed, "initialisation"), config.device, getattr(torch, config.dtype))
+    parts = {
+        "gaussian": lambda: {"activation": Gaussian(**own)},
+        "sine": lambda: {"activation": Sine(**own)},
+        "wavelet": lambda: {"activation": Wavelet(**own)},
+        "gabor": lambda: {"layer": functools.partial(GaborLayer, **own)},
+        "relu": lambda: {"activation": ReLU()},
+        "relu-pe": lambda: {"activation": ReLU(), "encoding": PositionalEncoding(2, **own)},
+    }[config.activation]()
+    weights = stream(config.seed, "initialisation")
+    return INR(2, 3, config.hidden_features, config.num_layers, **parts, generator=weights, device=config.device, dtype=getattr(torch, config.dtype))
 
 
 def trainer(
@@ -321,13 +324,15 @@ def trainer(
     **options,  # of Trainer: checkpoint, progress, stop, tensorboard, ...
 ) -> Trainer:
     "Everything the config names, ready to train; the streams of random numbers do not depend on the recipe."
+    if torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {config.device!r} and torch finds no CUDA device here; use 'cpu', or a machine and a torch build with CUDA.")
     model = network(config)
     task = ImageTask(image_data(config.image, config.image_size), config.batch_size, config.device, getattr(torch, config.dtype))
     optimizer = recipe(config.recipe).build(model, seed=stream_seed(config.seed, "probes"), **config.options)
     batches = stream(config.seed, "batches", config.device)
     return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, **options)
 
-# %% ../nbs/31_runs.ipynb #820e0262
+# %% ../nbs/31_runs.ipynb #fa621394
 RESULTS = ("config.json", "curve.csv", "evals.csv", "prediction.npz", "provenance.json")
 
 
@@ -363,7 +368,7 @@ def damage(
         return f"metrics.json or config.json cannot be read ({type(error).__name__})"
     return None
 
-# %% ../nbs/31_runs.ipynb #aa8195f6
+# %% ../nbs/31_runs.ipynb #14a53a34
 class Run:
     "A finished (or diverged) run, read from its folder."
 
@@ -415,7 +420,7 @@ class Run:
         psnr = self.final["psnr"]
         return f"Run({self.key}, {self.status}{'' if self.diverged_at is None else f' at step {self.diverged_at}'}{'' if psnr is None else f', {psnr:.2f} dB'})"
 
-# %% ../nbs/31_runs.ipynb #af12b1fe
+# %% ../nbs/31_runs.ipynb #1b73b4a0
 def _processor() -> str:
     "The CPU's name, as far as the system tells."
     with contextlib.suppress(OSError):
@@ -457,7 +462,7 @@ def provenance(config: RunConfig) -> dict:
         "data": {"name": data.name, "sha256": data.sha256, "source": data.source if config.image in image_names() else "a file"},
     }
 
-# %% ../nbs/31_runs.ipynb #6fb55c6c
+# %% ../nbs/31_runs.ipynb #5730940a
 def _csv(header, rows) -> bytes:
     "CSV whose floats read back exactly."
     text = io.StringIO()
@@ -508,7 +513,7 @@ def _write_results(folder, config, made: Trainer, circumstances: dict):
     for name in ("checkpoint.pt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
 
-# %% ../nbs/31_runs.ipynb #70e95f9e
+# %% ../nbs/31_runs.ipynb #2d90e6d1
 def _lock_file(folder) -> Path:
     return folder.parent / ".locks" / f"{folder.name}.lock"
 
@@ -553,7 +558,7 @@ def active(
                 found.append(json.loads(path.read_text()))
     return found
 
-# %% ../nbs/31_runs.ipynb #03e26033
+# %% ../nbs/31_runs.ipynb #d171ebc4
 class RunError(RuntimeError):
     "A run failed; the sentence says which and why."
 
@@ -595,7 +600,7 @@ def _resumed(config, folder, report, **options) -> Trainer:
         checkpoint.unlink()
         return trainer(config, checkpoint=checkpoint, **options)
 
-# %% ../nbs/31_runs.ipynb #fdac0dc6
+# %% ../nbs/31_runs.ipynb #021c1dc9
 def _progress_writer(config, folder, report, also):
     "A callback that writes progress.json and calls `also`; a write that fails is reported once, and training goes on."
     failed = []
@@ -629,7 +634,7 @@ def _train(config, folder, progress, stop, tensorboard, report):
                      "wall_seconds": time.monotonic() - began, "resumed_at": resumed_at}
     _write_results(folder, config, made, circumstances)
 
-# %% ../nbs/31_runs.ipynb #e01082af
+# %% ../nbs/31_runs.ipynb #a4577709
 def run(
     config: RunConfig,
     store="results/runs",  # folder of all runs
@@ -664,7 +669,7 @@ def run(
             raise RunError(f"The run {folder.name} failed: {_reason(error)}.") from error
         return Run(folder)
 
-# %% ../nbs/31_runs.ipynb #e2537a35
+# %% ../nbs/31_runs.ipynb #604485c5
 def _clock_text(seconds) -> str:
     "h:mm:ss or m:ss; '-' for None."
     if seconds is None:
@@ -692,7 +697,7 @@ def display_mode() -> str:
         return "notebook"
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else "lines"
 
-# %% ../nbs/31_runs.ipynb #3f9a8ceb
+# %% ../nbs/31_runs.ipynb #65868f52
 class Pace:
     "How far a set of runs is, in words."
 
@@ -716,7 +721,7 @@ class Pace:
         bar = "#" * round(20 * share)
         return [f"{len(self.done)}/{len(self.steps)} runs [{bar:.<20}] {share:4.0%}  {elapsed} gone, {_clock_text(left)} left", *map(progress_line, states)]
 
-# %% ../nbs/31_runs.ipynb #601b07d6
+# %% ../nbs/31_runs.ipynb #080d329f
 class Display(Pace):
     "Progress of a set of runs, shown; update() as often as you like."
 
@@ -761,7 +766,7 @@ class Display(Pace):
         for bar in reversed(self.bars):
             bar.close()
 
-# %% ../nbs/31_runs.ipynb #cbb789ea
+# %% ../nbs/31_runs.ipynb #f3832840
 _orphaned, _working = threading.Event(), threading.Lock()  # of a worker process: its parent is gone; it is at work
 
 
@@ -812,7 +817,7 @@ def _task_of_worker(*arguments) -> dict:
     with _working:
         return _task(*arguments)
 
-# %% ../nbs/31_runs.ipynb #5b717df6
+# %% ../nbs/31_runs.ipynb #22b19b0d
 @contextlib.contextmanager
 def _as_worker_sees_it():
     "While a process is spawned: one thread in its environment, and no __main__ to import, for the tasks need this package alone."
@@ -857,7 +862,7 @@ class Processes(Executor):
         for pool in self._pools:
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
-# %% ../nbs/31_runs.ipynb #a8b34cf3
+# %% ../nbs/31_runs.ipynb #71014afe
 class SweepError(RunError):
     "Some runs of a sweep failed: `failures` is a dict of key and reason."
 
@@ -897,7 +902,7 @@ def _collect(futures, store, display) -> dict:  # key -> reason of failure
         display.update([s for s in active(store) if s["key"] in display.steps], finished)
     return failures
 
-# %% ../nbs/31_runs.ipynb #0e1f2919
+# %% ../nbs/31_runs.ipynb #1c06021d
 def _train_all(missing, store, executor, workers, progress) -> dict:
     "Train the missing runs in an executor; on Ctrl-C tell them to stop, wait for their checkpoints, and go."
     stop_file = store / f".stop-{uuid.uuid4().hex}"

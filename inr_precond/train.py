@@ -8,7 +8,7 @@ __all__ = ['SCHEDULES', 'configure_process', 'stream_seed', 'stream', 'psnr_of_m
            'load_checkpoint', 'stop_signals', 'clock', 'state_floats_per_parameter', 'scalar_writer', 'Resumable',
            'Reporting', 'Blocks', 'Trainer']
 
-# %% ../nbs/30_train.ipynb #70dda530
+# %% ../nbs/30_train.ipynb #1c413582
 import contextlib
 import ctypes
 import hashlib
@@ -26,7 +26,7 @@ import torch
 
 from .curvature import Problem
 
-# %% ../nbs/30_train.ipynb #19c08bb8
+# %% ../nbs/30_train.ipynb #163a8c82
 def configure_process(
     threads: int = 1,  # threads of one operation, at least 1
 ) -> dict:  # what was done: threads, interop_threads, malloc (whether glibc keeps freed memory)
@@ -47,7 +47,7 @@ def _keep_freed_memory():
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
 
-# %% ../nbs/30_train.ipynb #65776d0a
+# %% ../nbs/30_train.ipynb #b19d1652
 def stream_seed(
     seed: int,  # the run's seed, >= 0
     use: str,  # "initialisation", "batches" or "probes"; any name gives its own stream
@@ -64,14 +64,14 @@ def stream(
     "Generator of one random stream of a run."
     return torch.Generator(device=device).manual_seed(stream_seed(seed, use))
 
-# %% ../nbs/30_train.ipynb #8ddc51fb
+# %% ../nbs/30_train.ipynb #247e2fa4
 def psnr_of_mse(
     mse: float,  # mean squared error of values with range 1
 ) -> float:  # dB; at most 200
     "-10 log10(MSE), with the MSE floored at 1e-20; nan stays nan."
     return -10 * math.log10(max(mse, 1e-20)) if math.isfinite(mse) else math.nan
 
-# %% ../nbs/30_train.ipynb #77dc8178
+# %% ../nbs/30_train.ipynb #e59eb0e8
 class ImageTask:
     "Fit an image: mini-batches of (coordinate, colour) pairs, drawn on the device without replacement in each epoch, and whole-image evaluation."
 
@@ -121,7 +121,7 @@ class ImageTask:
     def load_state_dict(self, state):
         self.order, self.position = state["order"].to(self.targets.device), int(state["position"])
 
-# %% ../nbs/30_train.ipynb #ba119372
+# %% ../nbs/30_train.ipynb #8cea1b4f
 SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01}  # schedule -> default of final_lr_factor (None: there is none)
 
 
@@ -140,7 +140,7 @@ def lr_factor(
         return lambda t: final + (1 - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2
     return lambda t: final ** (min(t, steps) / steps)
 
-# %% ../nbs/30_train.ipynb #9063131a
+# %% ../nbs/30_train.ipynb #73920704
 class History:
     "Losses, times and evaluations of one training."
 
@@ -194,7 +194,7 @@ class History:
         self.losses[: len(losses)] = losses
         vars(self).update(state)
 
-# %% ../nbs/30_train.ipynb #5ae6d0c4
+# %% ../nbs/30_train.ipynb #4e226569
 def block_length(
     steps: int,  # of the run
 ) -> int:  # steps between two readings of the clock: 64, fewer in a run of under 2,560 steps
@@ -213,7 +213,7 @@ def evaluation_steps(
     at = [min(steps, max(block, round(f * steps / block) * block)) for f in [*early, *((i + 1) / equal for i in range(equal))]]
     return sorted({*at[:-1], steps})
 
-# %% ../nbs/30_train.ipynb #e728ae62
+# %% ../nbs/30_train.ipynb #1f168970
 class BadCheckpoint(RuntimeError):
     "A checkpoint that cannot be used: truncated, altered, or of another run."
 
@@ -258,7 +258,7 @@ def load_checkpoint(path, device="cpu") -> dict:
     except Exception as error:
         raise BadCheckpoint(f"{Path(path).name} in {Path(path).parent} cannot be read ({type(error).__name__}).") from error
 
-# %% ../nbs/30_train.ipynb #89ce8365
+# %% ../nbs/30_train.ipynb #d82cc773
 @contextlib.contextmanager
 def stop_signals():
     "Collect SIGINT and SIGTERM in a list instead of dying of them (main thread only); a second SIGINT raises KeyboardInterrupt at once."
@@ -279,11 +279,11 @@ def stop_signals():
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-# %% ../nbs/30_train.ipynb #d70d3aae
+# %% ../nbs/30_train.ipynb #86ebf942
 def clock(device) -> tuple:  # (seconds, CPU seconds)
     "The wall clock after all work on the device is done, and the CPU time of this process (of this thread, beside the main one)."
     if torch.device(device).type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
     main = threading.current_thread() is threading.main_thread()
     return time.perf_counter(), time.process_time() if main else time.thread_time()
 
@@ -305,7 +305,7 @@ def scalar_writer(
         raise ImportError("TensorBoard scalars were asked for and the package 'tensorboard' is not installed; pip install 'inr_precond[tensorboard]' or leave tensorboard off.") from error
     return SummaryWriter(str(folder))
 
-# %% ../nbs/30_train.ipynb #79f50c12
+# %% ../nbs/30_train.ipynb #c51f0731
 class Resumable:
     "State, checkpoint and resume of a trainer: `parts` by name, each with state_dict and load_state_dict, and the generator of the batches."
 
@@ -341,7 +341,7 @@ class Resumable:
             raise BadCheckpoint(f"{self.checkpoint.name} in {self.checkpoint.parent} does not fit this run ({type(error).__name__}: {error}).") from error
         return True
 
-# %% ../nbs/30_train.ipynb #89bfded4
+# %% ../nbs/30_train.ipynb #d3ba8a7a
 class Reporting:
     "Progress of a trainer: a callback and TensorBoard scalars."
 
@@ -363,7 +363,7 @@ class Reporting:
             left = (len(h.losses) - h.step) * h.ms_per_step / 1000
             self.progress({"step": h.step, "steps": len(h.losses), "loss": loss, "psnr": h.evals[-1]["psnr"] if h.evals else None, "seconds": h.seconds, "eta_s": left})
 
-# %% ../nbs/30_train.ipynb #68f0042e
+# %% ../nbs/30_train.ipynb #db06e04c
 class Blocks(Resumable, Reporting):
     "The loop of a trainer: blocks of steps, and what is due between them."
 
@@ -407,7 +407,7 @@ class Blocks(Resumable, Reporting):
             self.save()
         self.tell()
 
-# %% ../nbs/30_train.ipynb #7994c571
+# %% ../nbs/30_train.ipynb #90330d94
 class Trainer(Blocks):
     "Train a model on a task, with checkpoints, resume, progress, and divergence as a result."
 

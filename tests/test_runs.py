@@ -163,6 +163,15 @@ def test_key_does_not_depend_on_the_process():
     assert key == RunConfig(image="astronaut", recipe="esgd/released").key
 
 
+@given(values=st.dictionaries(st.text(max_size=5), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers(), max_size=3)), max_size=6), data=st.data())
+def test_canonical_json_ignores_the_order_and_refuses_nan(values, data):
+    "Catches JSON in the order of insertion: a recipe whose options are listed in another order would name another run."
+    shuffled = {k: values[k] for k in data.draw(st.permutations(list(values)))}
+    assert canonical_json(values) == canonical_json(shuffled) and json.loads(canonical_json(values)) == values
+    with pytest.raises(ValueError):
+        canonical_json({**values, "bad": math.nan})
+
+
 BAD = [
     ({"step": 5}, ValueError, "did you mean 'steps'"), ({"steps": True}, TypeError, "steps"), ({"steps": 5.0}, TypeError, "steps"), ({"steps": "5"}, TypeError, "steps"), ({"steps": 0}, ValueError, "steps"),
     ({"steps": None}, TypeError, "steps"), ({"sigma": math.nan}, ValueError, "sigma"), ({"sigma": math.inf}, ValueError, "sigma"), ({"sigma": 0}, ValueError, "above 0"), ({"sigma": True}, TypeError, "sigma"),
@@ -182,6 +191,17 @@ def test_config_refuses(values, error, words):
     with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
         RunConfig.from_dict(values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recipe", ["adam/released", "esgd/released", "adahessian-e/released"])
+def test_interrupted_and_resumed_on_cuda(small, tmp_path, recipe):
+    "Catches generators or counters that come back on the wrong device."
+    config = small(recipe=recipe, device="cuda")
+    whole = run(config, tmp_path / "whole")
+    interrupted(config, tmp_path / "cut", 37)
+    assert results(run(config, tmp_path / "cut")) == results(whole)
 
 
 @given(name=st.sampled_from([f.name for f in dataclasses.fields(RunConfig)]), value=st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers(), max_size=1)))
@@ -396,6 +416,13 @@ def test_a_failure_is_one_sentence_and_recorded(small, tmp_path, monkeypatch, er
     assert "\n" not in str(caught.value) and words in json.loads((tmp_path / small().key / "failure.json").read_text())["reason"]
     monkeypatch.setattr(runs.ImageTask, "batch", real)
     assert run(small(), tmp_path).status == "finished" and not (tmp_path / small().key / "failure.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_an_absent_device_is_one_sentence(small, tmp_path):
+    "Catches torch's own assertion, which does not say what to do."
+    with pytest.raises(RunError, match="no CUDA device here; use 'cpu'"):
+        run(small(device="cuda"), tmp_path)
 
 
 @pytest.mark.parametrize("store", ["/proc/nowhere/runs", "FILE/runs", "FILE"])
