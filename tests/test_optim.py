@@ -11,7 +11,7 @@ from torch import nn
 
 from inr_precond.curvature import Problem, hessian
 from inr_precond.inr import INR, Gaussian
-from inr_precond.optim import SGD, Adam, AdaHessian, ESGD
+from inr_precond.optim import ESGD, SGD, AdaHessian, Adam
 from inr_precond.optim.esgd import hidden_multiplier, updates_made
 
 MAKERS = {

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['AdaHessian']
 
-# %% ../../nbs/12_adahessian.ipynb #b26dc070
+# %% ../../nbs/12_adahessian.ipynb #1b945477
 import torch
 from .base import SHARED, Diagonal, root_mean
 
-# %% ../../nbs/12_adahessian.ipynb #8f9ace14
+# %% ../../nbs/12_adahessian.ipynb #34ff048d
 class AdaHessian(Diagonal):
     """AdaHessian (Yao et al. 2021; Algorithm 3, (7)-(9)): Adam's momentum over a diagonal made of v * Hv, Rademacher v.
 
@@ -42,9 +42,9 @@ class AdaHessian(Diagonal):
         if estimator == "root-abs": torch._foreach_add_(d, torch._foreach_abs(clock.hvps), alpha=1 - beta)
         else: torch._foreach_addcmul_(d, clock.probes if estimator == "jacobi" else clock.hvps, clock.hvps, value=1 - beta)
 
-    def diagonal(self, clock, k, t):
+    def diagonal(self, clock, k, t, out=None):
         d, correction, eps, power = self.curvature(clock), 1 - clock.group["betas"][1] ** k, clock.group["eps"], clock.group["power"]
-        P = torch._foreach_div(torch._foreach_abs(d), correction) if clock.group["estimator"] == "jacobi" else root_mean(d, correction, 0.)
+        P = torch._foreach_div(torch._foreach_abs(d), correction) if clock.group["estimator"] == "jacobi" else root_mean(d, correction, 0., out)
         if power != 1: torch._foreach_pow_(P, power)
         torch._foreach_add_(P, eps)
         return P

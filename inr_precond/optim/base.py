@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SHARED', 'Clock', 'patch_to', 'PreconditionedSGD', 'state_dtype', 'SGD', 'Diagonal', 'root_mean', 'Adam']
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #2f8918d8
+# %% ../../nbs/10_preconditioned_sgd.ipynb #c34b3c5d
 import math
 from dataclasses import dataclass, field
 import torch
 from torch.optim import Optimizer
 from ..curvature import Problem, rademacher_like, value_and_grad, value_grad_hvp
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #7f03b8ff
+# %% ../../nbs/10_preconditioned_sgd.ipynb #b69bc9cb
 @dataclass(eq=False)
 class Clock:
     "The counters of parameters that began at the same step, with the host's copy that decides the schedule."
@@ -22,6 +22,7 @@ class Clock:
     t: int = 0                                      # steps taken
     k: int = 0                                      # curvature updates made
     preconditioner: list | None = None              # P, kept from one update to the next
+    stale: bool = True                              # whether P has to be made anew
     params: list = field(default_factory=list)      # this step's parameters
     grads: list = field(default_factory=list)       # their gradients
     probes: list = field(default_factory=list)      # v, where curvature is due
@@ -36,7 +37,7 @@ class Clock:
         if self.due: self.updates.add_(1); self.k += 1
         self.step.add_(1); self.t += 1
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #81b43133
+# %% ../../nbs/10_preconditioned_sgd.ipynb #82f0db64
 def _custom_nodes(tensors, limit=10_000):
     "Names of the nodes in the tensors' graphs that are not autograd's own: custom Functions and compiled regions."
     todo, seen, names = [t.grad_fn for t in tensors if t.grad_fn is not None], set(), []
@@ -48,7 +49,7 @@ def _custom_nodes(tensors, limit=10_000):
         todo += [n for n, _ in node.next_functions if n is not None]
     return names
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #f9543851
+# %% ../../nbs/10_preconditioned_sgd.ipynb #a40830d8
 def _twice(grads, params, probes, loss=None):
     "Hv as the derivative of <g, v>; parameters that g does not depend on give zeros. RuntimeError names the layer that stops it."
     live = [(g, v) for g, v in zip(grads, probes) if g.requires_grad]
@@ -62,13 +63,13 @@ def _twice(grads, params, probes, loss=None):
                            "use layers with a second derivative and an uncompiled model, or an optimizer that needs gradients alone (SGD, Adam)") from e
     return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(out, params)]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #01388c44
+# %% ../../nbs/10_preconditioned_sgd.ipynb #29fca071
 def patch_to(cls):
     "Decorator: the function becomes a method of cls."
     def add(method): setattr(cls, method.__name__, method); return method
     return add
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #b50adcc5
+# %% ../../nbs/10_preconditioned_sgd.ipynb #930d7d9e
 def _check_option(name, value, choices=()):
     "ValueError, in one sentence, where an option that the family shares is out of its range."
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -82,7 +83,7 @@ def _check_option(name, value, choices=()):
     if name in choices and value not in choices[name]: raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices[name]))}")
     if name in rules and not rules[name][0]: raise ValueError(f"{name} is {value!r}, but must be {rules[name][1]}")
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #19fd47d0
+# %% ../../nbs/10_preconditioned_sgd.ipynb #3e926325
 class PreconditionedSGD(Optimizer):
     "Algorithm 1 with momentum, `x <- x - lr * P^-1 m`: schedule, derivatives, state and step of the whole family. A subclass says what P is."
     uses_hvp = False                                # whether P is made of Hessian-vector products
@@ -115,7 +116,7 @@ class PreconditionedSGD(Optimizer):
         "Whether the coming step updates curvature that is made of Hessian-vector products."
         return self.uses_hvp and any(clock.due for clock in self._cohorts())
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #f3a9cd80
+# %% ../../nbs/10_preconditioned_sgd.ipynb #6dfe8096
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     "The precision in which moments and curvature of a parameter are kept: its own, and float32 for bfloat16 and float16."
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
@@ -133,7 +134,6 @@ def _clock_of(self, p, group, fresh):
         clock = fresh.setdefault(id(group), Clock(group, *(torch.zeros((), dtype=torch.float32, device=p.device) for _ in range(2))))
         state.update(self.init_state(p, group))
     state["step"], state["updates"] = clock.step, clock.updates
-    clock.preconditioner = None
     self._clocks[p] = clock
     return clock
 
@@ -145,11 +145,11 @@ def _cohorts(self) -> list[Clock]:
         for p in group["params"]:
             if p.requires_grad: cohorts.setdefault(id(c := self._clock_of(p, group, fresh)), (c, []))[1].append(p)
     for clock, params in cohorts.values():
-        if len(clock.params) != len(params) or any(a is not b for a, b in zip(clock.params, params)): clock.preconditioner = None
+        if len(clock.params) != len(params) or any(a is not b for a, b in zip(clock.params, params)): clock.preconditioner, clock.stale = None, True
         clock.params = params
     return [clock for clock, _ in cohorts.values()]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #2ee25b00
+# %% ../../nbs/10_preconditioned_sgd.ipynb #0a5e43bc
 @patch_to(PreconditionedSGD)
 def init_state(self, p, group) -> dict:             # the tensors of one parameter's state
     "Zeros for the momentum (none where beta1 is 0). A subclass adds its preconditioner's."
@@ -165,7 +165,7 @@ def momentum(self, clock) -> tuple[list, float]:    # (m, its bias correction)
     if not clock.group.get("nesterov"): return m, 1 - beta ** (clock.t + 1)
     return torch._foreach_lerp(m, clock.grads, 1 - beta), 1 - beta ** (clock.t + 2)
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #c0b39b48
+# %% ../../nbs/10_preconditioned_sgd.ipynb #da247781
 @patch_to(PreconditionedSGD)
 def _differentiate(self, closure, params, due):
     "(loss, gradients, probes, Hessian-vector products) of this step, from a Problem, a closure or the `.grad` fields."
@@ -202,7 +202,7 @@ def _from_autograd(self, closure, params, due):
     if any(g is not None and g.is_sparse for g in grads): raise RuntimeError("a gradient is sparse, but this optimizer takes dense gradients; use an embedding with sparse=False")
     return loss, [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params)]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #f9b8dc59
+# %% ../../nbs/10_preconditioned_sgd.ipynb #dec0c87e
 @patch_to(PreconditionedSGD)
 @torch.no_grad()
 def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; None where step() was called without a closure
@@ -234,7 +234,7 @@ def _prepare(self, grads, cohorts):
 def _advance(self, clock):
     "The update of one cohort: curvature where due, momentum, decay, descent."
     group = clock.group
-    if clock.due: self.update_curvature(clock); clock.preconditioner = None
+    if clock.due: self.update_curvature(clock); clock.stale = True
     m, correction = self.momentum(clock)
     rate = group["lr"] * min(1., (clock.t + 1) / max(1, group["lr_warmup"]))
     if group["lr_warmup_decay"]: rate *= 1 - group["lr_warmup_decay"] ** (clock.k + clock.due)
@@ -242,7 +242,7 @@ def _advance(self, clock):
     self.descend(clock, m, rate / correction)
     clock.tick()
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #d2c769fd
+# %% ../../nbs/10_preconditioned_sgd.ipynb #a5bd8756
 @patch_to(PreconditionedSGD)
 def update_curvature(self, clock) -> None:
     "Takes what this step saw (clock.grads, clock.probes, clock.hvps) into the preconditioner's state; the identity has none."
@@ -263,7 +263,7 @@ def _foreach_step(params, direction, rate):
     else:
         for p, d in zip(params, direction): p.copy_(p.to(d.dtype).sub_(d, alpha=rate))
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #cbf32921
+# %% ../../nbs/10_preconditioned_sgd.ipynb #4686c901
 @patch_to(PreconditionedSGD)
 def _probe_generator(self, device):
     "The generator of the probes, on the parameters' device, made at first use."
@@ -294,7 +294,7 @@ def __getstate__(self):
 def __setstate__(self, state):
     Optimizer.__setstate__(self, {**state, "_clocks": {}})
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #8763761e
+# %% ../../nbs/10_preconditioned_sgd.ipynb #56bfaa71
 SHARED = dict(weight_decay=0., lr_warmup=0, lr_warmup_decay=0., update_every=1, warmup=0, maximize=False)   # options that every member has
 
 class SGD(PreconditionedSGD):
@@ -313,7 +313,7 @@ class SGD(PreconditionedSGD):
         torch._foreach_mul_(b, mu); torch._foreach_add_(b, clock.grads, alpha=1 - group["dampening"] if clock.t else 1.)
         return (torch._foreach_add(clock.grads, b, alpha=mu) if group["nesterov"] else b), 1.
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #03ac8b8f
+# %% ../../nbs/10_preconditioned_sgd.ipynb #9c83e8e7
 class Diagonal(PreconditionedSGD):
     "A member whose P is a vector: it accumulates `curvature` and says in `diagonal` what P is made of it."
     def moving(self, clock) -> bool: return False   # whether P changes between two curvature updates
@@ -322,12 +322,14 @@ class Diagonal(PreconditionedSGD):
 
     def curvature(self, clock) -> list: return [self.state[p]["curvature"] for p in clock.params]
 
-    def diagonal(self, clock, k: int, t: int) -> list:   # P after k curvature updates and t steps, fresh tensors shaped like the parameters
+    def diagonal(self, clock, k: int, t: int, out: list | None = None) -> list:   # P after k curvature updates and t steps, shaped like the parameters
+        "A subclass computes it here; into `out` where that is given and spares an allocation."
         raise NotImplementedError
 
     def _diagonal(self, clock):
         "P of this step, kept until the curvature changes."
-        if self.moving(clock) or clock.preconditioner is None: clock.preconditioner = self.diagonal(clock, clock.k + clock.due, clock.t + 1)
+        if clock.stale or self.moving(clock):
+            clock.preconditioner, clock.stale = self.diagonal(clock, clock.k + clock.due, clock.t + 1, clock.preconditioner), False
         return clock.preconditioner
 
     def precondition(self, clock, m): return torch._foreach_div(m, self._diagonal(clock))
@@ -342,10 +344,10 @@ class Diagonal(PreconditionedSGD):
         "The diagonal of each parameter that has taken a step, for looking at."
         return {p: d for c in self._cohorts() if c.k for p, d in zip(c.params, self.diagonal(c, c.k, c.t))}
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #66d73fae
-def root_mean(curvature: list, correction: float, eps: float) -> list:
+# %% ../../nbs/10_preconditioned_sgd.ipynb #56da1573
+def root_mean(curvature: list, correction: float, eps: float, out: list | None = None) -> list:
     "sqrt(curvature / correction) + eps, the denominator of Adam, ESGD and AdaHessian(E)."
-    P = torch._foreach_sqrt(curvature)
+    P = [torch.sqrt(d, out=p) for d, p in zip(curvature, out)] if out else torch._foreach_sqrt(curvature)
     torch._foreach_div_(P, math.sqrt(correction)); torch._foreach_add_(P, eps)
     return P
 
@@ -359,4 +361,4 @@ class Adam(Diagonal):
         v, beta = self.curvature(clock), clock.group["betas"][1]
         torch._foreach_mul_(v, beta); torch._foreach_addcmul_(v, clock.grads, clock.grads, value=1 - beta)
 
-    def diagonal(self, clock, k, t): return root_mean(self.curvature(clock), 1 - clock.group["betas"][1] ** k, clock.group["eps"])
+    def diagonal(self, clock, k, t, out=None): return root_mean(self.curvature(clock), 1 - clock.group["betas"][1] ** k, clock.group["eps"], out)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['updates_made', 'hidden_multiplier', 'ESGD']
 
-# %% ../../nbs/11_esgd.ipynb #7f327098
+# %% ../../nbs/11_esgd.ipynb #68366bf5
 import math
 import torch
 from .base import SHARED, Diagonal, root_mean
 
-# %% ../../nbs/11_esgd.ipynb #3a5ef9f5
+# %% ../../nbs/11_esgd.ipynb #e5795abd
 def updates_made(step: int, warmup: int = 50, update_every: int = 100) -> int:   # k, counted through this step
     "The number of curvature updates in steps 0 ... step: due iff t < warmup or t % update_every == 0."
     early = min(step + 1, warmup)
@@ -20,7 +20,7 @@ def hidden_multiplier(step: int, beta2: float = .999, warmup: int = 50, update_e
     "What the released bias correction multiplies ESGD's learning rate by at a step (counted from 0): sqrt((1 - beta2^t) / (1 - beta2^k))."
     return math.sqrt((1 - beta2 ** (step + 1)) / (1 - beta2 ** updates_made(step, warmup, update_every)))
 
-# %% ../../nbs/11_esgd.ipynb #46887808
+# %% ../../nbs/11_esgd.ipynb #a0cc1ba4
 class ESGD(Diagonal):
     """Equilibrated SGD (Dauphin et al. 2015; Algorithm 2, corrected): P = sqrt(mean of (Hv)^2) + eps, Rademacher v.
 
@@ -57,6 +57,6 @@ class ESGD(Diagonal):
         if accumulate == "max": torch._foreach_maximum_(d, torch._foreach_mul(clock.hvps, clock.hvps))
         else: torch._foreach_addcmul_(d, clock.hvps, clock.hvps, value=1 - beta if accumulate == "ema" else 1.)
 
-    def diagonal(self, clock, k, t):
+    def diagonal(self, clock, k, t, out=None):
         n, beta = (k if clock.group["bias_correction"] == "updates" else t), clock.group["betas"][1]
-        return root_mean(self.curvature(clock), {"ema": 1 - beta ** n, "mean": n, "max": 1.}[clock.group["accumulate"]], clock.group["eps"])
+        return root_mean(self.curvature(clock), {"ema": 1 - beta ** n, "mean": n, "max": 1.}[clock.group["accumulate"]], clock.group["eps"], out)
