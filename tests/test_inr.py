@@ -143,6 +143,14 @@ def test_forward_under_transforms_and_autocast_is_left_to_torch():
         torch.testing.assert_close(torch.func.vmap(model)(x.reshape(5, 1000, 2)).reshape(-1, 3), model(x), rtol=1e-3, atol=1e-4)
 
 
+def test_dual_numbers_keep_their_tangent_without_gradients():
+    "The oneDNN path taken inside torch.autograd.forward_ad: the tangent is lost."
+    import torch.autograd.forward_ad as forward_ad
+    model, x = INR(2, 3, hidden_features=64, num_layers=3, generator=seeded()), torch.rand(5000, 2)
+    with torch.no_grad(), forward_ad.dual_level():
+        assert forward_ad.unpack_dual(model(forward_ad.make_dual(x, torch.ones_like(x)))).tangent is not None
+
+
 def test_networks_can_be_copied_pickled_and_reloaded():
     model = INR(2, 3, hidden_features=8, encoding=PositionalEncoding(2, 2), activation=ReLU())
     x = torch.rand(3, 2)
