@@ -9,7 +9,7 @@ __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters',
            'machine', 'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
            'notebooks_folder', 'prepare', 'show_list', 'summary', 'stoppable', 'main']
 
-# %% ../nbs/33_reproduce.ipynb #e1db7637
+# %% ../nbs/33_reproduce.ipynb #d3740042
 import argparse
 import ast
 import difflib
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from .report import clock, flat, read_record, save, write_report
 
-# %% ../nbs/33_reproduce.ipynb #8a603e42
+# %% ../nbs/33_reproduce.ipynb #3956dfb4
 class BatchError(Exception):
     "What is wrong with a batch's command, in one sentence."
 
@@ -55,7 +55,7 @@ def discover(folder,  # folder of experiment notebooks
             raise BatchError(f"--only {pattern!r} matches no experiment{closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
     return paths, [n for n in names if not only or any(fnmatch.fnmatch(n, p) for p in only)]
 
-# %% ../nbs/33_reproduce.ipynb #cca2d624
+# %% ../nbs/33_reproduce.ipynb #795f8b60
 def accepted_parameters(path):
     "The names in a notebook's cell tagged `parameters`."
     import logging
@@ -82,7 +82,7 @@ def assign(accepted,  # {notebook: names of its parameters}
             raise BatchError(f"The parameter {name!r} is in none of the selected notebooks{closest(name, known)}; they accept {', '.join(known) or 'none'}.")
     return {notebook: {k: v for k, v in {**common, **given}.items() if k in names} for notebook, names in accepted.items()}
 
-# %% ../nbs/33_reproduce.ipynb #aa6ac42b
+# %% ../nbs/33_reproduce.ipynb #e718e414
 def digest(value):  # anything that JSON can hold
     "A short hash of a value."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -109,7 +109,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #fbd7d2e5
+# %% ../nbs/33_reproduce.ipynb #a7fa08e1
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now."
     hashes = {}
@@ -131,7 +131,7 @@ def after_execution(out, record, parameters):
         used["default"] = default_image()
     return used
 
-# %% ../nbs/33_reproduce.ipynb #bc595a83
+# %% ../nbs/33_reproduce.ipynb #59f96465
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
@@ -153,7 +153,7 @@ def read_state(out, name):
     except (OSError, ValueError): return None
     return state if isinstance(state, dict) else None
 
-# %% ../nbs/33_reproduce.ipynb #510b86e7
+# %% ../nbs/33_reproduce.ipynb #5d737e69
 def _end_tree(patience=5.):  # patience: seconds
     "End the kernel, give its training processes time to write their checkpoints, end what is left, and this process."
     import psutil
@@ -185,14 +185,14 @@ def _child():
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr); sys.exit(1)
 
-# %% ../nbs/33_reproduce.ipynb #37d3b38b
+# %% ../nbs/33_reproduce.ipynb #99bdd0cf
 def data_setting():
     "The environment variable that names the data folder, where there is one."
     from inr_precond.data.images import data_root
     root = data_root()
     return {} if root is None else {"INR_PRECOND_DATA": str(root.resolve())}
 
-# %% ../nbs/33_reproduce.ipynb #c55aba6f
+# %% ../nbs/33_reproduce.ipynb #bb6ea4e5
 def start_notebook(path, target, parameters, log):
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
@@ -213,7 +213,7 @@ def stop_notebook(child):
     try: child.wait(15)
     except subprocess.TimeoutExpired: child.kill(); child.wait()
 
-# %% ../nbs/33_reproduce.ipynb #9360eeab
+# %% ../nbs/33_reproduce.ipynb #ba2933e3
 def failure(target,  # executed notebook
             log, status):  # status: exit status of the notebook's process
     "One line on why a notebook failed."
@@ -229,7 +229,7 @@ def failure(target,  # executed notebook
     if status < 0: return f"killed by {signal.Signals(-status).name}" + (f" after: {lines[-1][:300]}" if lines else "")
     return lines[-1][:600] if lines else f"ended with status {status}"
 
-# %% ../nbs/33_reproduce.ipynb #40871c17
+# %% ../nbs/33_reproduce.ipynb #1e28c893
 class Display:
     "Lines that stay in place in a terminal; one compact line now and then elsewhere."
     def __init__(self, stream=None, every=15.):  # every: seconds between lines where there is no terminal
@@ -253,7 +253,7 @@ class Display:
             self.drawn = 1 + len(lines); self.stream.flush()
         elif time.monotonic() - self.last >= self.every: self.say(" | ".join((head, *lines)))
 
-# %% ../nbs/33_reproduce.ipynb #eedef3fc
+# %% ../nbs/33_reproduce.ipynb #6cc99a81
 def active_runs(out):
     "Progress of the runs now training below `out`, as lines."
     store = Path(out) / "runs"
@@ -261,7 +261,7 @@ def active_runs(out):
     from inr_precond import runs
     return [runs.progress_line(state) for state in runs.active(store)]
 
-# %% ../nbs/33_reproduce.ipynb #d999e7ae
+# %% ../nbs/33_reproduce.ipynb #4364e0a6
 @dataclass
 class Job:
     "A notebook of the batch."
@@ -288,7 +288,7 @@ def recall(job, out):
         job.status = {"ran": "unchanged"}.get(state["status"], state["status"])
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
-# %% ../nbs/33_reproduce.ipynb #aa7ec42b
+# %% ../nbs/33_reproduce.ipynb #9dcee1e8
 def machine():
     "What the numbers depend on besides the code: machine, versions, commit."
     def version(name):
@@ -298,11 +298,11 @@ def machine():
 
     from inr_precond import runs
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "cpu": runs._processor(), "cores": runs.default_workers([]), "threads": "one a process",
-            "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs._commit(),
+    return {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "cpu": runs.processor(), "cores": runs.default_workers([]), "threads": "one a process",
+            "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs.commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
-# %% ../nbs/33_reproduce.ipynb #c74298b6
+# %% ../nbs/33_reproduce.ipynb #1b89d6bb
 def execute(job, out, display, head):  # head: what a line of progress begins with
     "Execute one notebook to its end, show its progress, and keep what became of it."
     target, log = Path(out) / "notebooks" / f"{job.name}.ipynb", Path(out) / "notebooks" / f"{job.name}.log"
@@ -325,7 +325,7 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
     save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #a5ae8dc2
+# %% ../nbs/33_reproduce.ipynb #a593a067
 def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv` and `report.html` from what there is now."
     import csv
@@ -341,7 +341,7 @@ def gather(jobs, out, scale, provenance):
     save(Path(out) / "metrics.csv", table.getvalue())
     return write_report(out, scale, [job.entry() for job in jobs], provenance)
 
-# %% ../nbs/33_reproduce.ipynb #e74de13a
+# %% ../nbs/33_reproduce.ipynb #ca31ca6c
 def run_batch(jobs, out, scale, force=False, display=None):
     "Execute what has to be executed of `jobs`, go on after a failure, and return the number of notebooks that failed."
     display, provenance = display or Display(), machine()
@@ -366,7 +366,7 @@ def run_batch(jobs, out, scale, force=False, display=None):
     gather(jobs, out, scale, provenance)
     return sum(job.status == "failed" for job in chosen)
 
-# %% ../nbs/33_reproduce.ipynb #97a08e4f
+# %% ../nbs/33_reproduce.ipynb #d34e6307
 @contextmanager
 def only_batch(out, patience=20.):  # patience: seconds
     "Hold the lock of a results folder, which must be writable."
@@ -399,7 +399,7 @@ def disk_sentence(error, out):
     if error.filename is None and error.strerror: return error.strerror  # it is a sentence of this package
     return f"The results cannot be written to {error.filename or out} ({error.strerror}); make it writable or give another folder with --out."
 
-# %% ../nbs/33_reproduce.ipynb #4292697a
+# %% ../nbs/33_reproduce.ipynb #fb40d7aa
 SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
@@ -424,7 +424,7 @@ def arguments(argv=None):
     args.only = [p.strip() for pattern in args.only for p in pattern.split(",") if p.strip()]
     return args
 
-# %% ../nbs/33_reproduce.ipynb #529d1136
+# %% ../nbs/33_reproduce.ipynb #21056fe2
 def given_parameters(args):
     "The parameters that the user asked for: {name: value}."
     given = {name: value for name, value in (("image", args.image), ("seeds", args.seeds), ("workers", args.workers)) if value is not None}
@@ -455,7 +455,7 @@ def prepare(args):
     parameters = assign(accepted, given_parameters(args), common)
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
-# %% ../nbs/33_reproduce.ipynb #60a95ed2
+# %% ../nbs/33_reproduce.ipynb #027d5e8e
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
@@ -491,7 +491,7 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #936bdfef
+# %% ../nbs/33_reproduce.ipynb #52f9b185
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
     out = Path("results")
@@ -515,5 +515,5 @@ def _finish(jobs, out, args):
     if failed: print(f"{failed} of {sum(j.selected for j in jobs)} notebooks failed.", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/33_reproduce.ipynb #30d41fc1
+# %% ../nbs/33_reproduce.ipynb #f5d8f05a
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())

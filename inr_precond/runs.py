@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'FORMAT', 'RESULTS', 'Options', 'canonical_json', 'key_hash', 'image_data',
-           'Identity', 'RunConfig', 'network', 'trainer', 'damage', 'Run', 'provenance', 'final_metrics', 'locked',
-           'active', 'RunError', 'prepare_store', 'run', 'progress_line', 'display_mode', 'Pace', 'Display',
-           'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
+           'Identity', 'RunConfig', 'network', 'trainer', 'damage', 'Run', 'processor', 'commit', 'provenance',
+           'final_metrics', 'locked', 'active', 'RunError', 'prepare_store', 'run', 'progress_line', 'display_mode',
+           'Pace', 'Display', 'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
 
-# %% ../nbs/31_runs.ipynb #b8ab7ec1
+# %% ../nbs/31_runs.ipynb #05c69dc5
 import contextlib
 import csv
 import difflib
@@ -49,7 +49,7 @@ from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wave
 from .recipes import recipe, recipes
 from .train import SCHEDULES, BadCheckpoint, ImageTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
-# %% ../nbs/31_runs.ipynb #024ead12
+# %% ../nbs/31_runs.ipynb #f8d07863
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
     "gaussian": {"sigma": 0.05},
     "sine": {"omega": 30.0},
@@ -99,7 +99,7 @@ def _number(name, value, kind, low, high):
         raise ValueError(f"{name} is {value!r}; {wanted} is accepted.")
     return kind(value)
 
-# %% ../nbs/31_runs.ipynb #8ae39970
+# %% ../nbs/31_runs.ipynb #6964eea1
 class Options(dict):
     "A dict that cannot be changed."
 
@@ -139,7 +139,7 @@ def _checked_options(name, options):
     recipe(name).build(torch.nn.Linear(1, 1, bias=False), **options)
     return options
 
-# %% ../nbs/31_runs.ipynb #ee6c77db
+# %% ../nbs/31_runs.ipynb #c830f799
 def _check_image(value):
     "A known name, or something that looks like a path."
     if not isinstance(value, (str, os.PathLike)) or not str(value):
@@ -169,7 +169,7 @@ def _check_own_parameters(config):
     if config.final_lr_factor == 0 and config.schedule == "exponential":
         raise ValueError("final_lr_factor is 0, which an exponential never reaches; a number above 0, up to 1, is accepted.")
 
-# %% ../nbs/31_runs.ipynb #c60bacbb
+# %% ../nbs/31_runs.ipynb #0a44e9b7
 FORMAT = 1  # of what training means; raise it when the same config would train differently
 
 
@@ -209,7 +209,7 @@ def image_data(
 def _image_data(name, size, *_):
     return load_image(name, size)
 
-# %% ../nbs/31_runs.ipynb #549bd463
+# %% ../nbs/31_runs.ipynb #6ff80582
 class Identity:
     "What two configs must have in common to be the same run, and the name of that run."
 
@@ -249,7 +249,7 @@ def _explicit(config):
     values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
     return {k: v for k, v in values.items() if v is not None}
 
-# %% ../nbs/31_runs.ipynb #cad7031d
+# %% ../nbs/31_runs.ipynb #d7df0338
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RunConfig(Identity):
     "Everything that determines a training run; immutable, validated. Equal configs are those that name the same run."
@@ -301,7 +301,7 @@ class RunConfig(Identity):
         "The fields as given, None for a default; from_dict takes it back."
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"options": dict(self.options)}
 
-# %% ../nbs/31_runs.ipynb #3392e1b6
+# %% ../nbs/31_runs.ipynb #da0c319b
 def network(
     config: RunConfig,
 ) -> INR:
@@ -332,7 +332,7 @@ def trainer(
     batches = stream(config.seed, "batches", config.device)
     return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, **options)
 
-# %% ../nbs/31_runs.ipynb #fa621394
+# %% ../nbs/31_runs.ipynb #9457a31f
 RESULTS = ("config.json", "curve.csv", "evals.csv", "prediction.npz", "provenance.json")
 
 
@@ -368,7 +368,7 @@ def damage(
         return f"metrics.json or config.json cannot be read ({type(error).__name__})"
     return None
 
-# %% ../nbs/31_runs.ipynb #14a53a34
+# %% ../nbs/31_runs.ipynb #a847715d
 class Run:
     "A finished (or diverged) run, read from its folder."
 
@@ -420,8 +420,8 @@ class Run:
         psnr = self.final["psnr"]
         return f"Run({self.key}, {self.status}{'' if self.diverged_at is None else f' at step {self.diverged_at}'}{'' if psnr is None else f', {psnr:.2f} dB'})"
 
-# %% ../nbs/31_runs.ipynb #1b73b4a0
-def _processor() -> str:
+# %% ../nbs/31_runs.ipynb #f5384a28
+def processor() -> str:
     "The CPU's name, as far as the system tells."
     with contextlib.suppress(OSError):
         names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -431,7 +431,7 @@ def _processor() -> str:
 
 
 @functools.cache
-def _commit() -> dict:
+def commit() -> dict:
     "The package's git commit and whether its files differ from it; None where it is not a git checkout."
     here = Path(inr_precond.__file__).parent
 
@@ -451,18 +451,18 @@ def provenance(config: RunConfig) -> dict:
     device = torch.device(config.device)
     return {
         "package": inr_precond.__version__,
-        **_commit(),
+        **commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _processor(),
+        "cpu": processor(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "data": {"name": data.name, "sha256": data.sha256, "source": data.source if config.image in image_names() else "a file"},
     }
 
-# %% ../nbs/31_runs.ipynb #5730940a
+# %% ../nbs/31_runs.ipynb #bbb75f26
 def _csv(header, rows) -> bytes:
     "CSV whose floats read back exactly."
     text = io.StringIO()
@@ -513,7 +513,7 @@ def _write_results(folder, config, made: Trainer, circumstances: dict):
     for name in ("checkpoint.pt", "progress.json", "failure.json"):
         (folder / name).unlink(missing_ok=True)
 
-# %% ../nbs/31_runs.ipynb #2d90e6d1
+# %% ../nbs/31_runs.ipynb #7ed05a2e
 def _lock_file(folder) -> Path:
     return folder.parent / ".locks" / f"{folder.name}.lock"
 
@@ -558,7 +558,7 @@ def active(
                 found.append(json.loads(path.read_text()))
     return found
 
-# %% ../nbs/31_runs.ipynb #d171ebc4
+# %% ../nbs/31_runs.ipynb #d0a081d4
 class RunError(RuntimeError):
     "A run failed; the sentence says which and why."
 
@@ -600,7 +600,7 @@ def _resumed(config, folder, report, **options) -> Trainer:
         checkpoint.unlink()
         return trainer(config, checkpoint=checkpoint, **options)
 
-# %% ../nbs/31_runs.ipynb #021c1dc9
+# %% ../nbs/31_runs.ipynb #8a6ac6a8
 def _progress_writer(config, folder, report, also):
     "A callback that writes progress.json and calls `also`; a write that fails is reported once, and training goes on."
     failed = []
@@ -634,7 +634,7 @@ def _train(config, folder, progress, stop, tensorboard, report):
                      "wall_seconds": time.monotonic() - began, "resumed_at": resumed_at}
     _write_results(folder, config, made, circumstances)
 
-# %% ../nbs/31_runs.ipynb #a4577709
+# %% ../nbs/31_runs.ipynb #0fb6849a
 def run(
     config: RunConfig,
     store="results/runs",  # folder of all runs
@@ -669,7 +669,7 @@ def run(
             raise RunError(f"The run {folder.name} failed: {_reason(error)}.") from error
         return Run(folder)
 
-# %% ../nbs/31_runs.ipynb #604485c5
+# %% ../nbs/31_runs.ipynb #c3bde9c7
 def _clock_text(seconds) -> str:
     "h:mm:ss or m:ss; '-' for None."
     if seconds is None:
@@ -697,7 +697,7 @@ def display_mode() -> str:
         return "notebook"
     return "terminal" if sys.stderr is not None and sys.stderr.isatty() else "lines"
 
-# %% ../nbs/31_runs.ipynb #65868f52
+# %% ../nbs/31_runs.ipynb #d974800e
 class Pace:
     "How far a set of runs is, in words."
 
@@ -721,7 +721,7 @@ class Pace:
         bar = "#" * round(20 * share)
         return [f"{len(self.done)}/{len(self.steps)} runs [{bar:.<20}] {share:4.0%}  {elapsed} gone, {_clock_text(left)} left", *map(progress_line, states)]
 
-# %% ../nbs/31_runs.ipynb #080d329f
+# %% ../nbs/31_runs.ipynb #e28d341a
 class Display(Pace):
     "Progress of a set of runs, shown; update() as often as you like."
 
@@ -766,7 +766,7 @@ class Display(Pace):
         for bar in reversed(self.bars):
             bar.close()
 
-# %% ../nbs/31_runs.ipynb #f3832840
+# %% ../nbs/31_runs.ipynb #4912f61e
 _orphaned, _working = threading.Event(), threading.Lock()  # of a worker process: its parent is gone; it is at work
 
 
@@ -817,7 +817,7 @@ def _task_of_worker(*arguments) -> dict:
     with _working:
         return _task(*arguments)
 
-# %% ../nbs/31_runs.ipynb #22b19b0d
+# %% ../nbs/31_runs.ipynb #ce40ea31
 @contextlib.contextmanager
 def _as_worker_sees_it():
     "While a process is spawned: one thread in its environment, and no __main__ to import, for the tasks need this package alone."
@@ -862,7 +862,7 @@ class Processes(Executor):
         for pool in self._pools:
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
-# %% ../nbs/31_runs.ipynb #71014afe
+# %% ../nbs/31_runs.ipynb #f81b3205
 class SweepError(RunError):
     "Some runs of a sweep failed: `failures` is a dict of key and reason."
 
@@ -902,7 +902,7 @@ def _collect(futures, store, display) -> dict:  # key -> reason of failure
         display.update([s for s in active(store) if s["key"] in display.steps], finished)
     return failures
 
-# %% ../nbs/31_runs.ipynb #1c06021d
+# %% ../nbs/31_runs.ipynb #adc35449
 def _train_all(missing, store, executor, workers, progress) -> dict:
     "Train the missing runs in an executor; on Ctrl-C tell them to stop, wait for their checkpoints, and go."
     stop_file = store / f".stop-{uuid.uuid4().hex}"
