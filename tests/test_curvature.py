@@ -14,6 +14,7 @@ from torch import nn
 import inr_precond.curvature as curvature
 from inr_precond.curvature import (
     Problem,
+    check_twice_differentiable,
     equilibration,
     ggn_vp,
     hessian,
@@ -24,6 +25,7 @@ from inr_precond.curvature import (
     value_grad_hvp,
 )
 from inr_precond.inr import INR, Activation, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet
+from inr_precond.optim import ESGD
 
 torch.set_num_threads(1)
 SETTINGS = {"relu": dict(activation=ReLU()), "relu-pe": dict(activation=ReLU(), encoding=PositionalEncoding(2, 4)), "sine": dict(activation=Sine()),
@@ -373,6 +375,87 @@ def test_any_callable_and_any_model():
     v = vectors(params)
     H = hessian(loss_fn, params)
     assert error(hvp(loss_fn, params, v), [H @ flat(v)]) < 1e-12 and error(value_and_grad(loss_fn, params)[1], torch.autograd.grad(loss_fn(), params)) == 0
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): ctx.save_for_backward(x); return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g): return g * ctx.saved_tensors[0].cos()
+
+
+class OnceLayer(nn.Module):
+    def forward(self, x): return Once.apply(x)
+
+
+class Mend(torch.autograd.Function):
+    "A custom Function that can be differentiated twice."
+    @staticmethod
+    def forward(ctx, x): ctx.save_for_backward(x); return x.sin()
+
+    @staticmethod
+    def backward(ctx, g): return g * ctx.saved_tensors[0].cos()
+
+
+PRODUCTS = {"hvp": lambda f, p: hvp(f, p, vectors(p)), "double_backward": lambda f, p: hvp(f, p, vectors(p), "double_backward"), "hessian": hessian, "ggn_vp": lambda f, p: ggn_vp(f, p, vectors(p)),
+            "hutchinson": lambda f, p: hutchinson_diagonal(f, p, 2, seeded()), "equilibration": lambda f, p: equilibration(f, p, 2, seeded())}
+ADVICE = "use layers with a second derivative and an uncompiled model, or an optimizer that needs gradients alone \\(SGD, Adam\\)$"
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_a_layer_without_a_second_derivative_inside_a_model_is_named(product):
+    "torch ends the gradient's graph in an Error node that allow_unused=True never executes: H v = 0, or partly wrong, without a word."
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 4), OnceLayer(), nn.Linear(4, 1)).double()
+    problem = Problem(model, make().inputs, make().targets[:, :1])
+    with pytest.raises(RuntimeError, match="differentiated twice because of OnceBackward; " + ADVICE): PRODUCTS[product](problem, problem.params)
+    assert all(g.any() for g in value_and_grad(problem, problem.params)[1])
+    head = problem.params[-2:]                               # nothing asked for lies behind the layer: the product is exact
+    with_graph = Problem(nn.Sequential(*model[:3], nn.Identity(), model[4]), problem.inputs, problem.targets)
+    with_graph.model[3].forward = torch.sin
+    assert error(hvp(problem, head, vectors(head)), hvp(with_graph, head, vectors(head))) < 1e-12
+    foreign = (nn.Parameter(torch.ones(2, dtype=torch.float64)),)
+    assert not hvp(problem, foreign, vectors(foreign))[0].any()
+
+
+def test_a_layer_whose_gradient_lost_its_graph_is_named():
+    "Where what comes in from above is constant, torch leaves no Error node at all, and other terms hide that the gradient has lost its graph."
+    p = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    for f in (lambda: Once.apply(p).sum(), lambda: Once.apply(p).sum() + p.pow(3).sum(), lambda: 2 * Once.apply(p + 1).sum() + p.pow(3).sum()):
+        with pytest.raises(RuntimeError, match="differentiated twice because of OnceBackward"): hvp(f, (p,), (p.detach(),))
+    torch.testing.assert_close(hvp(lambda: Mend.apply(p).sum() + p.pow(3).sum(), (p,), (torch.ones_like(p),))[0], (6 * p - p.sin()).detach())
+    loss = Once.apply(p).square().sum()
+    grads = torch.autograd.grad(loss, (p,), create_graph=True)
+    with pytest.raises(RuntimeError, match="because of OnceBackward"): check_twice_differentiable(grads, loss)
+    with pytest.raises(RuntimeError, match="because of a layer marked once_differentiable"): check_twice_differentiable(grads)
+
+
+@pytest.mark.parametrize("head", [lambda o: o.sum(), lambda o: o.square().mean()])
+def test_a_compiled_model_is_named(head):
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    problem = Problem(torch.compile(model, backend="aot_eager"), make().inputs, make().targets[:, :1], lambda o, y: head(o))
+    with pytest.raises(RuntimeError, match="differentiated twice because of CompiledFunctionBackward; " + ADVICE): value_grad_hvp(problem, problem.params, vectors(problem))
+    with pytest.raises(RuntimeError, match="because of CompiledFunctionBackward; "): ESGD(problem.params).step(problem)
+    assert all(g.any() for g in value_and_grad(problem, problem.params)[1])
+
+
+def test_torchs_other_errors_are_not_blamed_on_a_layer():
+    p = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    kept = p.exp().square().sum()
+    kept.backward()
+    with pytest.raises(RuntimeError, match="second time") as e: hvp(lambda: kept, (p,), (p.detach(),))
+    assert "differentiated twice" not in str(e.value)
+    with pytest.raises(RuntimeError, match="inplace") as e:
+        hvp(lambda: ((q := p.exp()).square().sum(), q.add_(1))[0], (p,), (p.detach(),))
+    assert "differentiated twice" not in str(e.value)
+
+
+def test_an_operation_of_torch_without_a_second_derivative_is_refused_in_the_same_sentence():
+    "torch's message alone, or a custom Function named that has nothing to do with it."
+    p = nn.Parameter(torch.rand(4, 3, dtype=torch.float64, generator=seeded()))
+    with pytest.raises(RuntimeError, match=r"differentiated twice because of one of its operations \(.*_cdist_backward.*\); " + ADVICE):
+        hvp(lambda: torch.cdist(Mend.apply(p), p[:2], p=1.5).square().sum(), (p,), (p.detach(),))
 
 
 def test_linear_losses_and_losses_without_parameters_have_zero_curvature():
