@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Recipe', 'option_names', 'register', 'recipes', 'recipe']
 
-# %% ../nbs/16_recipes.ipynb #620876e3
+# %% ../nbs/16_recipes.ipynb #eb253cae
 import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 import torch
 from .optim import SGD, Adam, AdaHessian, ESGD
 
-# %% ../nbs/16_recipes.ipynb #ef6e9a0f
+# %% ../nbs/16_recipes.ipynb #41b5d39b
 @dataclass(frozen=True)
 class Recipe:
     "A named, immutable setting of an optimizer."
@@ -34,7 +34,7 @@ class Recipe:
         if "seed" in known: overrides.setdefault("seed", seed)
         return self.optimizer(params.parameters() if isinstance(params, torch.nn.Module) else params, **{**self.options, **overrides})
 
-# %% ../nbs/16_recipes.ipynb #2e6ec8b2
+# %% ../nbs/16_recipes.ipynb #4720c690
 def _closest(name, known):
     "' (did you mean ...?)' where a known name is near."
     near = difflib.get_close_matches(str(name), list(known), 1)
@@ -55,7 +55,7 @@ def register(name: str, optimizer: type, equation: str, source: str, **options) 
     if unknown: raise ValueError(f"{unknown[0]!r} is not an option of {optimizer.__name__}; its options are {', '.join(option_names(made))}")
     return _RECIPES.setdefault(name, made)
 
-# %% ../nbs/16_recipes.ipynb #b1b4a01c
+# %% ../nbs/16_recipes.ipynb #174c2bfc
 def recipes() -> list[str]:                         # all names, sorted
     "The names that `recipe` knows."
     return sorted(_RECIPES)
@@ -65,13 +65,13 @@ def recipe(name: str) -> Recipe:
     if name not in _RECIPES: raise ValueError(f"{name!r} is not a recipe{_closest(name, _RECIPES)}; known are {', '.join(recipes())}")
     return _RECIPES[name]
 
-# %% ../nbs/16_recipes.ipynb #2562c6bf
+# %% ../nbs/16_recipes.ipynb #a0d77e91
 register("sgd/released", SGD, "x - lr g", "released code: SGD at lr 1", lr=1.)
 register("adam/released", Adam, "Kingma & Ba 2014, Algorithm 1", "Sec. 7.6.1 and released code: lr 1e-4", lr=1e-4)
 register("adam/paper-sine", Adam, "Kingma & Ba 2014, Algorithm 1", "Sec. 7.6.1: lr 5e-5 for sine networks", lr=5e-5)
 register("adam/relu-pe", Adam, "Kingma & Ba 2014, Algorithm 1", "released code: lr 1e-3 for ReLU with positional encoding", lr=1e-3);
 
-# %% ../nbs/16_recipes.ipynb #c6bf5251
+# %% ../nbs/16_recipes.ipynb #4e1dbe98
 _released_esgd = dict(lr=.15, betas=(.9, .999), eps=1e-4, update_every=100, warmup=50, accumulate="ema")
 register("esgd/released", ESGD, "P = sqrt(EMA((Hv)^2) / (1 - beta2^t)) + eps, t all steps", "released code, with its bias correction by all steps", bias_correction="steps", **_released_esgd)
 register("esgd/mended", ESGD, "P = sqrt(EMA((Hv)^2) / (1 - beta2^k)) + eps, k curvature updates", "released code, bias correction counting curvature updates", bias_correction="updates", **_released_esgd)
@@ -80,7 +80,7 @@ register("esgd/dauphin", ESGD, "P = sqrt(sum (Hv)^2 / k) + eps, no momentum", "D
 register("esgd/crowsonkb", ESGD, "P = sqrt(max(beta2 d, (Hv)^2)) + eps, Nesterov", "github.com/crowsonkb/esgd, defaults of the present version", lr=1., betas=(.9, .999), eps=1e-4, update_every=10, warmup=20,
          accumulate="max", nesterov=True, lr_warmup_decay=.99);
 
-# %% ../nbs/16_recipes.ipynb #606b8677
+# %% ../nbs/16_recipes.ipynb #2aa4d13a
 _released_adahessian = dict(lr=.15, betas=(.9, .999), eps=1e-4, power=1., update_every=1)
 register("adahessian-e/released", AdaHessian, "P = sqrt(EMA((Hv)^2)) + eps", "Sec. 7.6.1 and released code", estimator="equilibration", **_released_adahessian)
 register("adahessian-j/released", AdaHessian, "P = sqrt(EMA(|Hv|)) + eps", "released code: neither Jacobi nor equilibration", estimator="root-abs", **_released_adahessian)

@@ -272,6 +272,9 @@ def test_closure_must_return_the_loss():
     with pytest.raises(TypeError, match="NoneType"): Adam(prob.params).step(lambda: None)
     with pytest.raises(TypeError, match="shape"): Adam(prob.params).step(lambda: torch.ones(3, requires_grad=True))
     with pytest.raises(RuntimeError, match="does not depend"): Adam(prob.params).step(lambda: prob().detach())
+    other = problem(seed=3)
+    with pytest.raises(RuntimeError, match="does not depend"): Adam(prob.params).step(lambda: other())
+    with pytest.raises(RuntimeError, match="none of this optimizer's parameters"): Adam(prob.params).step(other)
 
 
 class Once(torch.autograd.Function):
@@ -290,10 +293,35 @@ def test_layer_without_a_second_derivative_is_named():
     Adam([p]).step(lambda: Once.apply(p).sum())
 
 
-def test_compiled_model_is_named():
+class Between(nn.Module):
+    "A layer without a second derivative between two that have one."
+    def __init__(self): super().__init__(); self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x): return self.b(Once.apply(self.a(x)))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("way", ["closure", "problem", "idiom"])
+def test_layer_without_a_second_derivative_inside_a_model_is_named(way):
+    "Hv = 0, or a partly wrong Hv: torch leaves a node in the graph that is never executed where unused inputs are allowed."
+    torch.manual_seed(0)
+    model, x, y = Between(), torch.randn(8, 2), torch.randn(8, 1)
+    opt = ESGD(model.parameters())
+    before = opt.state_dict()["generator"]
+    with pytest.raises(RuntimeError, match="differentiated twice because of OnceBackward"):
+        if way == "closure": opt.step(lambda: (model(x) - y).square().mean())
+        elif way == "problem": opt.step(Problem(model, x, y))
+        else: (model(x) - y).square().mean().backward(create_graph=opt.needs_graph()); opt.step()
+    assert torch.equal(opt.state_dict()["generator"], before)
+    Adam(model.parameters()).step(lambda: (model(x) - y).square().mean())
+
+
+@pytest.mark.parametrize("as_problem", [False, True])
+def test_compiled_model_is_named(as_problem):
     net, x, y = mlp(dtype=torch.float32)
     compiled = torch.compile(net, backend="aot_eager")
-    with pytest.raises(RuntimeError, match="CompiledFunction"): ESGD(net.parameters()).step(lambda: (compiled(x) - y).square().mean())
+    with pytest.raises(RuntimeError, match="differentiated twice because of .*CompiledFunction"):
+        ESGD(net.parameters()).step(Problem(compiled, x, y) if as_problem else lambda: (compiled(x) - y).square().mean())
 
 
 def test_loss_linear_in_the_parameters_has_zero_curvature():
@@ -527,6 +555,7 @@ def test_a_thousand_steps_leak_nothing(way):
     (lambda p: ESGD(p, lr=-1.), "lr is -1.0"), (lambda p: ESGD(p, lr=float("nan")), "lr is nan"), (lambda p: ESGD(p, betas=(.9, 1.)), "betas is"), (lambda p: ESGD(p, update_every=0), "update_every is 0"),
     (lambda p: ESGD(p, warmup=1.5), "warmup is 1.5"), (lambda p: ESGD(p, accumulate="sum"), "'ema', 'mean', 'max'"), (lambda p: ESGD(p, bias_correction="step"), "'updates', 'steps'"),
     (lambda p: AdaHessian(p, estimator="j"), "'jacobi'"), (lambda p: SGD(p, nesterov=True), "nesterov needs"), (lambda p: Adam(p, max_grad_norm=0), "max_grad_norm"),
+    (lambda p: Adam(p, maximize="no"), "maximize is 'no'"), (lambda p: ESGD(p, nesterov="false"), "nesterov is 'false'"), (lambda p: ESGD(p, seed=1.5), "seed is 1.5"), (lambda p: SGD(p, max_grad_norm="1"), "max_grad_norm is '1'"),
     (lambda p: Adam([{"params": p, "momentum": .9}]), "'momentum' is not an option of Adam"), (lambda p: ESGD(p, eps=-1e-3), "eps is"),
 ])
 def test_wrong_options_are_one_sentence(make, words):
@@ -536,3 +565,94 @@ def test_wrong_options_are_one_sentence(make, words):
 def test_all_frozen_is_refused():
     p = nn.Parameter(torch.ones(1), requires_grad=False)
     with pytest.raises(RuntimeError, match="frozen"): Adam([p]).step(lambda: p.sum())
+
+
+def test_power_is_the_exponent_of_the_diagonal():
+    "An argument that is accepted and ignored: the paper's Hessian power k."
+    h = torch.tensor([.04, 9.], dtype=torch.float64)
+    for estimator in ("jacobi", "equilibration"):
+        p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+        opt = AdaHessian([p], lr=0., eps=0., power=.5, estimator=estimator)
+        opt.step(lambda: .5 * (h * p**2).sum())
+        torch.testing.assert_close(opt.preconditioner()[p], h.sqrt())
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_rolling_back_a_running_optimizer(name, start):
+    "Counters, cached P or probes of the abandoned steps that survive a load; a state saved before the first step."
+    prob = problem()
+    opt = MAKERS[name](prob.params)
+    for _ in range(start): opt.step(prob)
+    saved = copy.deepcopy((prob.model.state_dict(), opt.state_dict()))
+    for _ in range(5): opt.step(prob)
+    first = flat(prob.params).clone()
+    prob.model.load_state_dict(saved[0]); opt.load_state_dict(saved[1])
+    for _ in range(5): opt.step(prob)
+    assert torch.equal(flat(prob.params), first)
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("to", [torch.float64, torch.float32])
+def test_state_of_another_precision_is_taken_over(name, to):
+    "A raw dtype error at the next step; torch.optim.Adam continues too."
+    prob = problem(torch.float32 if to == torch.float64 else torch.float64)
+    opt = MAKERS[name](prob.params)
+    for _ in range(3): opt.step(prob)
+    other = problem(to)
+    opt2 = MAKERS[name](other.params)
+    opt2.load_state_dict(opt.state_dict())
+    opt2.step(other)
+    assert all(torch.isfinite(p).all() for p in other.params)
+
+
+@pytest.mark.parametrize("name", CURVED)
+def test_freezing_between_two_curvature_updates(name):
+    "A cached P that is applied to the parameters that are left, in the wrong order."
+    prob = problem()
+    params = prob.params
+    opt = MAKERS[name](params)
+    for _ in range(6): opt.step(lambda: prob())
+    params[0].requires_grad_(False)
+    expected = {p: P for p, P in opt.preconditioner().items()}
+    frozen = params[0].detach().clone()
+    before = [p.detach().clone() for p in params]
+    opt.step(lambda: prob())                        # t = 6 is not due for the ESGDs (warm-up 3, every 4)
+    assert torch.equal(params[0], frozen) and all(not torch.equal(p, b) for p, b in zip(params[1:], before[1:]))
+    if name == "esgd":
+        for p, P in opt.preconditioner().items(): torch.testing.assert_close(P, expected[p])
+
+
+def test_state_of_another_optimizer_is_refused_before_anything_changes():
+    "A KeyError at the next step."
+    prob = problem()
+    ours = ESGD(prob.params); ours.step(prob)
+    theirs = torch.optim.Adam(prob.params); prob().backward(); theirs.step()
+    for opt, state in ((Adam(prob.params), theirs.state_dict()), (AdaHessian(prob.params), ours.state_dict()), (ESGD(prob.params), Adam(prob.params).state_dict())):
+        with pytest.raises(ValueError, match="load the state of the same optimizer"): opt.load_state_dict(state)
+        opt.step(prob)
+    wider = INR(1, 2, hidden_features=9, num_layers=3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="load the state of the same model"): ESGD(wider.parameters()).load_state_dict(ours.state_dict())
+
+
+def test_grad_scaler_is_refused_where_there_is_curvature():
+    "P of the scaled loss: a step too small by the scale."
+    prob = problem(torch.float32)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.)
+    opt = ESGD(prob.params)
+    scaler.scale(prob()).backward(create_graph=True)
+    with pytest.raises(RuntimeError, match="GradScaler"): scaler.step(opt)
+
+
+def test_rates_of_other_kinds_and_momentum_turned_on_later():
+    import numpy as np
+    ends = []
+    for lr in (.1, torch.tensor(.1, dtype=torch.float64), np.float64(.1)):
+        prob = problem()
+        opt = SGD(prob.params, lr=lr)
+        opt.step(prob)
+        opt.param_groups[0]["momentum"] = .9
+        for _ in range(3): opt.step(prob)
+        ends.append(flat(prob.params))
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    ESGD(problem().params, update_every=np.int64(3))

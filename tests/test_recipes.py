@@ -45,7 +45,7 @@ def test_names_are_taken_once():
 
 
 def test_crowsonkb_follows_its_published_rule():
-    "One step by hand: decayed maximum, Nesterov look-ahead, rate times 1 - .99^k."
+    "The author's rule by hand (decayed maximum, Nesterov look-ahead, rate times 1 - .99^k) on this package's schedule of curvature updates."
     p = nn.Parameter(torch.tensor([2.], dtype=torch.float64))
     opt = recipe("esgd/crowsonkb").build([p])
     m = d = 0.; x = 2.; k = 0

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['AdaHessian']
 
-# %% ../../nbs/12_adahessian.ipynb #1b945477
+# %% ../../nbs/12_adahessian.ipynb #e3ae7db3
 import torch
 from .base import SHARED, Diagonal, root_mean
 
-# %% ../../nbs/12_adahessian.ipynb #34ff048d
+# %% ../../nbs/12_adahessian.ipynb #b3d2a74f
 class AdaHessian(Diagonal):
     """AdaHessian (Yao et al. 2021; Algorithm 3, (7)-(9)): Adam's momentum over a diagonal made of v * Hv, Rademacher v.
 

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SHARED', 'Clock', 'patch_to', 'PreconditionedSGD', 'state_dtype', 'SGD', 'Diagonal', 'root_mean', 'Adam']
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #c34b3c5d
+# %% ../../nbs/10_preconditioned_sgd.ipynb #c59a7834
 import math
+import numbers
 from dataclasses import dataclass, field
 import torch
 from torch.optim import Optimizer
-from ..curvature import Problem, rademacher_like, value_and_grad, value_grad_hvp
+from ..curvature import _TORCH_SAYS, Problem, _no_second, check_twice_differentiable, custom_nodes, rademacher_like, value_and_grad, value_grad_hvp
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #b69bc9cb
+# %% ../../nbs/10_preconditioned_sgd.ipynb #e8518b92
 @dataclass(eq=False)
 class Clock:
     "The counters of parameters that began at the same step, with the host's copy that decides the schedule."
@@ -37,53 +38,47 @@ class Clock:
         if self.due: self.updates.add_(1); self.k += 1
         self.step.add_(1); self.t += 1
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #82f0db64
-def _custom_nodes(tensors, limit=10_000):
-    "Names of the nodes in the tensors' graphs that are not autograd's own: custom Functions and compiled regions."
-    todo, seen, names = [t.grad_fn for t in tensors if t.grad_fn is not None], set(), []
-    while todo and len(seen) < limit:
-        node = todo.pop()
-        if node in seen: continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction) and node.name() not in names: names.append(node.name())
-        todo += [n for n, _ in node.next_functions if n is not None]
-    return names
-
-# %% ../../nbs/10_preconditioned_sgd.ipynb #a40830d8
+# %% ../../nbs/10_preconditioned_sgd.ipynb #c906e757
 def _twice(grads, params, probes, loss=None):
     "Hv as the derivative of <g, v>; parameters that g does not depend on give zeros. RuntimeError names the layer that stops it."
+    check_twice_differentiable(grads, loss, None if loss is None else params)
     live = [(g, v) for g, v in zip(grads, probes) if g.requires_grad]
-    try:
-        if not live and loss is not None and _custom_nodes([loss]): raise RuntimeError("its gradient has no graph")
-        if not live: return [torch.zeros_like(p) for p in params]       # a loss linear in the parameters: H = 0
-        out = torch.autograd.grad([g for g, _ in live], params, [v for _, v in live], allow_unused=True)
+    if not live: return [torch.zeros_like(p) for p in params]       # a loss linear in the parameters: H = 0
+    try: out = torch.autograd.grad([g for g, _ in live], params, [v for _, v in live], allow_unused=True)
     except RuntimeError as e:
-        names = ", ".join(_custom_nodes([*grads, *([] if loss is None else [loss])])) or "one of its operations"
-        raise RuntimeError(f"this step needs a Hessian-vector product, but the model cannot be differentiated twice because of {names} ({str(e).splitlines()[0]}); "
-                           "use layers with a second derivative and an uncompiled model, or an optimizer that needs gradients alone (SGD, Adam)") from e
+        if not any(words in str(e) for words in _TORCH_SAYS): raise
+        raise _no_second(custom_nodes([*grads, loss]), str(e).splitlines()[0]) from e
     return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(out, params)]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #29fca071
+# %% ../../nbs/10_preconditioned_sgd.ipynb #579b6c71
 def patch_to(cls):
     "Decorator: the function becomes a method of cls."
     def add(method): setattr(cls, method.__name__, method); return method
     return add
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #930d7d9e
-def _check_option(name, value, choices=()):
-    "ValueError, in one sentence, where an option that the family shares is out of its range."
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    rules = {"lr": (number and value >= 0, "a finite number >= 0"), "eps": (number and value >= 0, "a finite number >= 0"),
-             "weight_decay": (number and value >= 0, "a finite number >= 0"), "power": (number and value >= 0, "a finite number >= 0"),
-             "momentum": (number and 0 <= value < 1, "a number in [0, 1)"), "dampening": (number and 0 <= value <= 1, "a number in [0, 1]"),
-             "lr_warmup_decay": (number and 0 <= value < 1, "a number in [0, 1)"),
-             "warmup": (isinstance(value, int) and value >= 0, "a whole number >= 0"), "lr_warmup": (isinstance(value, int) and value >= 0, "a whole number >= 0"),
-             "update_every": (isinstance(value, int) and value >= 1, "a whole number >= 1"),
-             "betas": (isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(b, (int, float)) and 0 <= b < 1 for b in value), "two numbers in [0, 1)")}
-    if name in choices and value not in choices[name]: raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices[name]))}")
-    if name in rules and not rules[name][0]: raise ValueError(f"{name} is {value!r}, but must be {rules[name][1]}")
+# %% ../../nbs/10_preconditioned_sgd.ipynb #4e6cda76
+def _number(value, low, high=math.inf):
+    "Whether a value is a finite number (no bool) in [low, high)."
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value < high
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #3e926325
+def _whole(value, low): return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= low
+
+_RULES = {**dict.fromkeys(("lr", "eps", "weight_decay", "power"), (lambda v: _number(v, 0), "a finite number >= 0")),
+          **dict.fromkeys(("momentum", "lr_warmup_decay"), (lambda v: _number(v, 0, 1), "a number in [0, 1)")),
+          **dict.fromkeys(("warmup", "lr_warmup"), (lambda v: _whole(v, 0), "a whole number >= 0")),
+          **dict.fromkeys(("maximize", "nesterov"), (lambda v: isinstance(v, bool), "True or False")),
+          "dampening": (lambda v: _number(v, 0) and v <= 1, "a number in [0, 1]"), "update_every": (lambda v: _whole(v, 1), "a whole number >= 1"),
+          "seed": (lambda v: _whole(v, 0), "a whole number >= 0"), "max_grad_norm": (lambda v: v is None or _number(v, 0) and v > 0, "a number > 0 or None"),
+          "betas": (lambda v: isinstance(v, (tuple, list)) and len(v) == 2 and all(_number(b, 0, 1) for b in v), "two numbers in [0, 1)")}
+
+# %% ../../nbs/10_preconditioned_sgd.ipynb #f8d631b0
+def _check_option(name, value, choices=()):
+    "ValueError, in one sentence, where an option is out of its range. A learning rate may be a tensor with one element."
+    if name == "lr" and isinstance(value, torch.Tensor) and value.numel() == 1: value = value.item()
+    if name in choices and value not in choices[name]: raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, choices[name]))}")
+    if name in _RULES and not _RULES[name][0](value): raise ValueError(f"{name} is {value!r}, but must be {_RULES[name][1]}")
+
+# %% ../../nbs/10_preconditioned_sgd.ipynb #79033cb5
 class PreconditionedSGD(Optimizer):
     "Algorithm 1 with momentum, `x <- x - lr * P^-1 m`: schedule, derivatives, state and step of the whole family. A subclass says what P is."
     uses_hvp = False                                # whether P is made of Hessian-vector products
@@ -95,14 +90,14 @@ class PreconditionedSGD(Optimizer):
         max_grad_norm: float | None = None,         # clips the gradient of all parameters to this 2-norm inside `step`
         seed: int = 0,                              # of the probe generator
     ):
-        if max_grad_norm is not None and not max_grad_norm > 0: raise ValueError(f"max_grad_norm is {max_grad_norm!r}, but must be a number > 0 or None")
+        _check_option("max_grad_norm", max_grad_norm); _check_option("seed", seed)
         self.max_grad_norm, self.seed, self._clocks, self._generator = max_grad_norm, seed, {}, None
         super().__init__(params, options)
 
     def add_param_group(self, param_group):
         "Adds a group with options of its own. ValueError where an option is unknown or out of range, or where the tensors are on several devices."
         for name, value in param_group.items():
-            if name not in ("params", "initial_lr", *self.defaults): raise ValueError(f"{name!r} is not an option of {type(self).__name__}; its options are {', '.join(self.defaults)}")
+            if name not in ("params", "param_names", "name", "initial_lr", *self.defaults): raise ValueError(f"{name!r} is not an option of {type(self).__name__}; its options are {', '.join(self.defaults)}")
             _check_option(name, value, self.choices)
         for name, value in self.defaults.items(): _check_option(name, value, self.choices)
         super().add_param_group(param_group)
@@ -112,11 +107,14 @@ class PreconditionedSGD(Optimizer):
         odd = next((p.dtype for p in params if not p.is_floating_point()), None)
         if odd: self.param_groups.pop(); raise ValueError(f"a parameter has dtype {odd}, but only real floating-point parameters can be optimized here; leave it out")
 
+    @property
+    def _step_supports_amp_scaling(self): return self.uses_hvp   # GradScaler then hands its scale to `step`, which refuses it
+
     def needs_graph(self) -> bool:                  # pass it on: loss.backward(create_graph=opt.needs_graph())
         "Whether the coming step updates curvature that is made of Hessian-vector products."
         return self.uses_hvp and any(clock.due for clock in self._cohorts())
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #6dfe8096
+# %% ../../nbs/10_preconditioned_sgd.ipynb #e82c9e2d
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     "The precision in which moments and curvature of a parameter are kept: its own, and float32 for bfloat16 and float16."
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
@@ -149,7 +147,14 @@ def _cohorts(self) -> list[Clock]:
         clock.params = params
     return [clock for clock, _ in cohorts.values()]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #0a5e43bc
+# %% ../../nbs/10_preconditioned_sgd.ipynb #b1236b0d
+@patch_to(PreconditionedSGD)
+def slot(self, p, name: str) -> torch.Tensor:      # one tensor of a parameter's state, shaped like it
+    "A tensor of the state, made of zeros where it is wanted for the first time (momentum that is turned on later)."
+    state = self.state[p]
+    if name not in state: state[name] = torch.zeros_like(p, dtype=state_dtype(p.dtype))
+    return state[name]
+
 @patch_to(PreconditionedSGD)
 def init_state(self, p, group) -> dict:             # the tensors of one parameter's state
     "Zeros for the momentum (none where beta1 is 0). A subclass adds its preconditioner's."
@@ -160,25 +165,37 @@ def momentum(self, clock) -> tuple[list, float]:    # (m, its bias correction)
     "The exponential average of the gradient, (7), and its correction 1 - beta1^(t+1)."
     beta = clock.group["betas"][0]
     if not beta: return clock.grads, 1.
-    m = [self.state[p]["momentum"] for p in clock.params]
+    m = [self.slot(p, "momentum") for p in clock.params]
     torch._foreach_lerp_(m, clock.grads, 1 - beta)
     if not clock.group.get("nesterov"): return m, 1 - beta ** (clock.t + 1)
     return torch._foreach_lerp(m, clock.grads, 1 - beta), 1 - beta ** (clock.t + 2)
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #da247781
+# %% ../../nbs/10_preconditioned_sgd.ipynb #1d1d3d27
 @patch_to(PreconditionedSGD)
 def _differentiate(self, closure, params, due):
-    "(loss, gradients, probes, Hessian-vector products) of this step, from a Problem, a closure or the `.grad` fields."
-    draw = lambda: rademacher_like(params, self._probe_generator(params[0].device)) if due else ()
-    if isinstance(closure, Problem):
-        probes = draw()
-        with torch.enable_grad():                   # for what autograd has to do where the fast path does not apply
-            loss, grads, *hvps = value_grad_hvp(closure, params, probes) if due else value_and_grad(closure, params)
-        return loss, grads, probes, *(hvps or ((),))
-    loss, grads = self._from_autograd(closure, params, due)
-    probes = draw()                                 # after the gradient, so that a refused step leaves the generator alone
-    hvps = _twice(grads, params, probes, loss) if due else ()
+    "(loss, gradients, probes, Hessian-vector products) of this step, from a Problem, a closure or the `.grad` fields. A refused step leaves the probes' generator as it was."
+    if isinstance(closure, Problem): self._check_problem(closure, params)
+    else: loss, grads = self._from_autograd(closure, params, due)
+    generator = self._probe_generator(params[0].device) if due else None
+    before = generator.get_state() if due else None
+    probes = rademacher_like(params, generator) if due else ()
+    try:
+        if not isinstance(closure, Problem): hvps = _twice(grads, params, probes, loss) if due else ()
+        else:
+            with torch.enable_grad():               # for what autograd has to do where the fast path does not apply
+                loss, grads, *hvps = value_grad_hvp(closure, params, probes) if due else value_and_grad(closure, params)
+            hvps = hvps[0] if due else ()
+    except Exception:
+        if due: generator.set_state(before)
+        raise
     return None if loss is None else loss.detach(), [g.detach() for g in grads], probes, hvps
+
+@patch_to(PreconditionedSGD)
+def _check_problem(self, problem, params):
+    "At the first step: whether the Problem has anything to do with these parameters."
+    if self._clocks[params[0]].t or problem.inputs.requires_grad or problem.targets.requires_grad or not isinstance(problem.loss, str): return
+    own = {id(p) for p in problem.model.parameters()}
+    if not any(id(p) in own for p in params): raise RuntimeError("the Problem's model has none of this optimizer's parameters, so there is nothing to differentiate; give it the model that the optimizer was made for")
 
 @patch_to(PreconditionedSGD)
 def _from_autograd(self, closure, params, due):
@@ -192,8 +209,8 @@ def _from_autograd(self, closure, params, due):
             for h in hooks: h.remove()
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1: raise TypeError(f"the closure returned {type(loss).__name__ if not isinstance(loss, torch.Tensor) else f'a tensor of shape {tuple(loss.shape)}'}, but must return the loss, a tensor with one element")
     if closure is not None and not fresh:
-        if not loss.requires_grad: raise RuntimeError("the closure's loss does not depend on any parameter of this optimizer, so there is nothing to differentiate; return the loss without detaching it")
-        with torch.enable_grad(): grads = torch.autograd.grad(loss, params, create_graph=due, allow_unused=True)
+        with torch.enable_grad(): grads = torch.autograd.grad(loss, params, create_graph=due, allow_unused=True) if loss.requires_grad else [None]
+        if all(g is None for g in grads): raise RuntimeError("the closure's loss does not depend on any parameter of this optimizer, so there is nothing to differentiate; return the loss of the model that the optimizer was made for, without detaching it")
     else:
         grads = [p.grad for p in params]
         if all(g is None for g in grads): raise RuntimeError("no parameter has a gradient; call loss.backward(create_graph=opt.needs_graph()) before step(), or give step() a closure that returns the loss")
@@ -202,13 +219,14 @@ def _from_autograd(self, closure, params, due):
     if any(g is not None and g.is_sparse for g in grads): raise RuntimeError("a gradient is sparse, but this optimizer takes dense gradients; use an embedding with sparse=False")
     return loss, [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params)]
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #dec0c87e
+# %% ../../nbs/10_preconditioned_sgd.ipynb #9ce1e1b0
 @patch_to(PreconditionedSGD)
 @torch.no_grad()
 def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; None where step() was called without a closure
     "One step of Algorithm 1. closure: a Problem, or a callable that returns the loss; None where `.grad` is filled already."
     cohorts = self._cohorts()
     params = [p for c in cohorts for p in c.params]
+    if getattr(self, "grad_scale", None) is not None: raise RuntimeError("a GradScaler multiplies the loss, and with it the curvature, by its scale; train in bfloat16 or float32 without a scaler")
     if not params: raise RuntimeError("every parameter of this optimizer is frozen (requires_grad is False); unfreeze one or leave the step out")
     loss, grads, probes, hvps = self._differentiate(closure, params, self.uses_hvp and any(c.due for c in cohorts))
     for p, g in zip(params, grads): p.grad = g
@@ -236,13 +254,13 @@ def _advance(self, clock):
     group = clock.group
     if clock.due: self.update_curvature(clock); clock.stale = True
     m, correction = self.momentum(clock)
-    rate = group["lr"] * min(1., (clock.t + 1) / max(1, group["lr_warmup"]))
+    rate = float(group["lr"]) * min(1., (clock.t + 1) / max(1, group["lr_warmup"]))
     if group["lr_warmup_decay"]: rate *= 1 - group["lr_warmup_decay"] ** (clock.k + clock.due)
     if group["weight_decay"]: torch._foreach_mul_(clock.params, 1 - rate * group["weight_decay"])
     self.descend(clock, m, rate / correction)
     clock.tick()
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #a5bd8756
+# %% ../../nbs/10_preconditioned_sgd.ipynb #4e81a55a
 @patch_to(PreconditionedSGD)
 def update_curvature(self, clock) -> None:
     "Takes what this step saw (clock.grads, clock.probes, clock.hvps) into the preconditioner's state; the identity has none."
@@ -263,7 +281,7 @@ def _foreach_step(params, direction, rate):
     else:
         for p, d in zip(params, direction): p.copy_(p.to(d.dtype).sub_(d, alpha=rate))
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #4686c901
+# %% ../../nbs/10_preconditioned_sgd.ipynb #1466154e
 @patch_to(PreconditionedSGD)
 def _probe_generator(self, device):
     "The generator of the probes, on the parameters' device, made at first use."
@@ -272,18 +290,34 @@ def _probe_generator(self, device):
 
 @patch_to(PreconditionedSGD)
 def state_dict(self) -> dict:
-    "torch's state_dict, and `generator`: the state of the probe generator (a uint8 tensor; None before its first use)."
-    return {**Optimizer.state_dict(self), "generator": None if self._generator is None else self._generator.get_state()}
+    "torch's state_dict, and `generator`: the state of the probe generator (a uint8 tensor; None where the member has no probes)."
+    generator = self._probe_generator(self.param_groups[0]["params"][0].device) if self.uses_hvp else None
+    return {**Optimizer.state_dict(self), "generator": None if generator is None else generator.get_state()}
+
+@patch_to(PreconditionedSGD)
+def _check_loaded(self, state_dict):
+    "ValueError, before anything is changed, where a state is not of this kind of optimizer or of these parameters."
+    kind, groups = type(self).__name__, state_dict["param_groups"]
+    missing = [n for g in groups for n in self.defaults if n not in g]
+    if missing: raise ValueError(f"the state to be loaded has no option {missing[0]!r}, so it is not one of {kind}; load the state of the same optimizer")
+    for i, p in zip((i for g in groups for i in g["params"]), (p for g in self.param_groups for p in g["params"])):
+        for name, value in state_dict["state"].get(i, {}).items():
+            if torch.is_tensor(value) and value.dim() and value.shape != p.shape:
+                raise ValueError(f"the state to be loaded has {name} of shape {tuple(value.shape)} for a parameter of shape {tuple(p.shape)}; load the state of the same model")
+        absent = {"step", "updates"} - state_dict["state"].get(i, {"step": 0, "updates": 0}).keys()
+        if absent: raise ValueError(f"the state to be loaded lacks {sorted(absent)[0]!r}, so it is not one of {kind}; load the state of the same optimizer")
 
 @patch_to(PreconditionedSGD)
 def load_state_dict(self, state_dict: dict) -> None:
-    "Continues from a saved state, in the precision in which it was saved."
+    "Continues from a saved state; moments take the precision that fits the parameters' dtype. ValueError where it is another optimizer's."
     state_dict = dict(state_dict); generator = state_dict.pop("generator", None)
+    self._check_loaded(state_dict)
     Optimizer.load_state_dict(self, state_dict)
-    saved = [i for g in state_dict["param_groups"] for i in g["params"]]
-    for i, p in zip(saved, (p for g in self.param_groups for p in g["params"])):
-        if i in state_dict["state"]: self.state[p] = {n: v.detach().clone().to(p.device) if torch.is_tensor(v) else v for n, v in state_dict["state"][i].items()}
-    self._clocks = {}
+    for i, p in zip((i for g in state_dict["param_groups"] for i in g["params"]), (p for g in self.param_groups for p in g["params"])):
+        if i not in state_dict["state"]: continue
+        fit = lambda v, p=p: v.detach().clone().to(p.device, state_dtype(p.dtype) if v.dim() and v.is_floating_point() else v.dtype) if torch.is_tensor(v) else v
+        self.state[p] = {name: fit(value) for name, value in state_dict["state"][i].items()}
+    self._clocks, self._generator = {}, None
     if generator is not None: self._probe_generator(self.param_groups[0]["params"][0].device).set_state(generator.cpu())
 
 @patch_to(PreconditionedSGD)
@@ -294,7 +328,7 @@ def __getstate__(self):
 def __setstate__(self, state):
     Optimizer.__setstate__(self, {**state, "_clocks": {}})
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #56bfaa71
+# %% ../../nbs/10_preconditioned_sgd.ipynb #b637243d
 SHARED = dict(weight_decay=0., lr_warmup=0, lr_warmup_decay=0., update_every=1, warmup=0, maximize=False)   # options that every member has
 
 class SGD(PreconditionedSGD):
@@ -309,11 +343,11 @@ class SGD(PreconditionedSGD):
     def momentum(self, clock):
         group, mu = clock.group, clock.group["momentum"]
         if not mu: return clock.grads, 1.
-        b = [self.state[p]["momentum"] for p in clock.params]
+        b = [self.slot(p, "momentum") for p in clock.params]
         torch._foreach_mul_(b, mu); torch._foreach_add_(b, clock.grads, alpha=1 - group["dampening"] if clock.t else 1.)
         return (torch._foreach_add(clock.grads, b, alpha=mu) if group["nesterov"] else b), 1.
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #9c83e8e7
+# %% ../../nbs/10_preconditioned_sgd.ipynb #4a14b146
 class Diagonal(PreconditionedSGD):
     "A member whose P is a vector: it accumulates `curvature` and says in `diagonal` what P is made of it."
     def moving(self, clock) -> bool: return False   # whether P changes between two curvature updates
@@ -340,11 +374,11 @@ class Diagonal(PreconditionedSGD):
         else: _foreach_step(clock.params, torch._foreach_div(m, P), rate)
 
     @torch.no_grad()
-    def preconditioner(self) -> dict:               # parameter -> P as the last step used it
-        "The diagonal of each parameter that has taken a step, for looking at."
+    def preconditioner(self) -> dict:               # parameter -> P
+        "The diagonal of each parameter that has taken a step, from its state and the present options, for looking at."
         return {p: d for c in self._cohorts() if c.k for p, d in zip(c.params, self.diagonal(c, c.k, c.t))}
 
-# %% ../../nbs/10_preconditioned_sgd.ipynb #56da1573
+# %% ../../nbs/10_preconditioned_sgd.ipynb #8d370864
 def root_mean(curvature: list, correction: float, eps: float, out: list | None = None) -> list:
     "sqrt(curvature / correction) + eps, the denominator of Adam, ESGD and AdaHessian(E)."
     P = [torch.sqrt(d, out=p) for d, p in zip(curvature, out)] if out else torch._foreach_sqrt(curvature)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['updates_made', 'hidden_multiplier', 'ESGD']
 
-# %% ../../nbs/11_esgd.ipynb #68366bf5
+# %% ../../nbs/11_esgd.ipynb #7f27832d
 import math
 import torch
 from .base import SHARED, Diagonal, root_mean
 
-# %% ../../nbs/11_esgd.ipynb #e5795abd
+# %% ../../nbs/11_esgd.ipynb #046a529a
 def updates_made(step: int, warmup: int = 50, update_every: int = 100) -> int:   # k, counted through this step
     "The number of curvature updates in steps 0 ... step: due iff t < warmup or t % update_every == 0."
     early = min(step + 1, warmup)
@@ -20,7 +20,7 @@ def hidden_multiplier(step: int, beta2: float = .999, warmup: int = 50, update_e
     "What the released bias correction multiplies ESGD's learning rate by at a step (counted from 0): sqrt((1 - beta2^t) / (1 - beta2^k))."
     return math.sqrt((1 - beta2 ** (step + 1)) / (1 - beta2 ** updates_made(step, warmup, update_every)))
 
-# %% ../../nbs/11_esgd.ipynb #a0cc1ba4
+# %% ../../nbs/11_esgd.ipynb #a0f934c6
 class ESGD(Diagonal):
     """Equilibrated SGD (Dauphin et al. 2015; Algorithm 2, corrected): P = sqrt(mean of (Hv)^2) + eps, Rademacher v.
 
