@@ -323,6 +323,14 @@ def spoil_encoding(problem): problem.model.encoding = nn.Linear(2, 2, dtype=torc
 def spoil_parameter_hook(problem): problem.model.layers[0].weight.register_hook(lambda g: 5 * g)
 def spoil_forward(problem): problem.model.forward = lambda x: problem.model._forward(x) ** 2
 def spoil_loss(problem): problem.loss = lambda o, y: (o - y).square().mean() + sum(p.square().sum() for p in problem.model.parameters())
+def spoil_learned_inputs(problem): problem.inputs = problem.inputs.clone().requires_grad_()
+def spoil_learned_targets(problem): problem.targets = problem.targets.clone().requires_grad_()
+def spoil_learned_sigma(problem):
+    problem.model.activation = Gaussian()
+    problem.model.activation.sigma = nn.Parameter(torch.tensor(.2, dtype=torch.float64))
+def spoil_tensor_sigma(problem):
+    problem.model.activation = Gaussian()
+    problem.model.activation.sigma = torch.full((8,), .2, dtype=torch.float64, requires_grad=True)
 def spoil_subclass(problem):
     class Scaled(INR):
         def forward(self, x): return 3 * super().forward(x)
@@ -340,6 +348,124 @@ def test_whatever_the_sweeps_would_not_see_is_differentiated_by_autograd(spoil):
     for ours in (value_grad_hvp(problem, params, v), (*value_and_grad(problem, params), h)):
         assert ours[0].item() == pytest.approx(loss.item(), rel=1e-10) and error(ours[1], g) < 1e-11 and error(ours[2], h) < 1e-11
     with pytest.raises(ValueError, match='backend="rop" does not apply because'): hvp(problem, params, v, "rop")
+
+
+def test_a_hook_on_all_modules_is_seen():
+    problem = make()
+    v = vectors(problem)
+    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: 2 * o if isinstance(m, Gaussian) else None)
+    try:
+        loss, g, h = reference(problem, problem.params, v)
+        ours = value_grad_hvp(problem, problem.params, v)
+        with pytest.raises(ValueError, match="because the model has hooks"): hvp(problem, problem.params, v, "rop")
+    finally: handle.remove()
+    assert ours[0].item() == pytest.approx(loss.item(), rel=1e-12) and error(ours[1], g) < 1e-11 and error(ours[2], h) < 1e-11
+    assert error(value_grad_hvp(problem, problem.params, v, "rop")[1], g) > .01
+
+
+def test_a_gabor_layer_with_a_learned_scale_falls_back():
+    problem = make("gabor")
+    problem.model.layers[1].scale = nn.Parameter(torch.tensor(3., dtype=torch.float64))
+    v = vectors(problem)
+    loss, g, h = reference(problem, problem.params, v)
+    ours = value_grad_hvp(problem, problem.params, v)
+    assert any(p is problem.model.layers[1].scale for p in problem.params) and "scale=tensor" in repr(problem.model)
+    assert error(ours[1], g) < 1e-11 and error(ours[2], h) < 1e-11 and all(t.any() for t in ours[1])
+
+
+def test_parameters_in_the_inputs_or_targets_get_their_gradient():
+    "Poses, latent codes and learned targets left at zero gradient by sweeps that see the model alone."
+    shift, scale = (nn.Parameter(torch.full((2,), c, dtype=torch.float64)) for c in (.1, 1.))
+    problem = make()
+    x, y = problem.inputs, problem.targets
+    for change in (lambda: setattr(problem, "inputs", x * scale + shift), lambda: (setattr(problem, "inputs", x), setattr(problem, "targets", y * shift.sum()))):
+        change()
+        params = (*problem.params, shift)
+        grads = value_and_grad(problem, params)[1]
+        change()
+        assert error(grads, torch.autograd.grad(problem(), params)) < 1e-12 and grads[-1].any()
+        change()
+        H = hessian(problem, params)
+        change()
+        v = vectors(params)
+        assert error([H @ flat(v)], value_grad_hvp(problem, params, v)[2]) < 1e-11 and H[-1].any()
+
+
+def test_hessian_sees_parameters_that_a_float64_copy_of_the_problem_would_not():
+    "A twin of model and data in which a parameter inside the loss, or an outer one, is a constant."
+    problem, weight = make(dtype=torch.float32, layers=2, width=4), nn.Parameter(torch.tensor(2.))
+    problem.loss = lambda o, y: weight.square() * (o - y).square().mean() + problem.model.layers[0].weight.pow(4).sum()
+    params = (problem.model.layers[0].weight, weight)
+    H = hessian(problem, params)
+    v = vectors(params)
+    assert error([H @ flat(v)], reference(problem, params, v)[2]) < 1e-5
+    assert H[-1, -1].item() == pytest.approx(2 * (problem.model(problem.inputs) - problem.targets).square().mean().item(), rel=1e-5)
+    named = make(layers=2, width=4)
+    foreign = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    H = hessian(named, (*named.params, foreign))
+    assert not H[-2:].any() and not H[:, -2:].any()
+    torch.testing.assert_close(H[:-2, :-2], hessian(named, named.params), rtol=1e-12, atol=1e-14)
+
+
+def test_hessian_of_parameters_without_dimensions_or_elements():
+    a, b, c = nn.Parameter(torch.tensor(2., dtype=torch.float64)), nn.Parameter(torch.ones(0, 3, dtype=torch.float64)), nn.Parameter(torch.ones(2, dtype=torch.float64))
+    f = lambda: (a**3 * c.square()).sum() + b.sum()
+    torch.testing.assert_close(hessian(f, (a, b, c)), torch.tensor([[24., 24, 24], [24, 16, 0], [24, 0, 16]], dtype=torch.float64))
+    assert hessian(f, (b,)).shape == (0, 0) == hessian(f, ()).shape
+
+
+@pytest.mark.parametrize("name, attribute", [("gaussian", "sigma"), ("sine", "omega"), ("wavelet", "scale"), ("wavelet", "omega"), ("gabor", "scale"), ("gabor", "omega")])
+def test_the_sweeps_follow_a_changed_activation(name, attribute):
+    problem = make(name)
+    if name != "gabor": problem.model.activation = copy.deepcopy(problem.model.activation)
+    owner = problem.model.layers[1] if name == "gabor" else problem.model.activation
+    v = vectors(problem)
+    value_and_grad(problem, problem.params)
+    setattr(owner, attribute, .7 * getattr(owner, attribute))
+    loss, g, h = reference(problem, problem.params, v)
+    ours = value_grad_hvp(problem, problem.params, v, "rop")
+    assert ours[0].item() == pytest.approx(loss.item(), rel=1e-12) and error(ours[1], g) < 1e-11 and error(ours[2], h) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gabor"])
+@pytest.mark.parametrize("width", [8, 64])
+def test_inference_mode_leaves_no_scratch_memory_that_autograd_mode_may_not_write(name, width):
+    problem = make(name, width=width, batch=70, dtype=torch.float32)
+    v = vectors(problem)
+    first = value_grad_hvp(problem, problem.params, v, "rop")[2]
+    with torch.inference_mode(): inside = value_grad_hvp(problem, problem.params, v, "rop")[2]
+    after = value_grad_hvp(problem, problem.params, v, "rop")[2]
+    for a, b, c in zip(first, inside, after): assert torch.equal(a, b) and torch.equal(a, c) and not c.is_inference()
+    for f in (lambda: value_and_grad(lambda: problem(), problem.params), lambda: ggn_vp(Problem(problem.model, problem.inputs, problem.targets, F.mse_loss), problem.params, v)):
+        with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"): f()
+
+
+def test_a_head_replaced_by_hand_sets_the_width_of_the_outputs():
+    problem = make()
+    problem.model.layers[-1] = nn.Linear(8, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"outputs of shape \(24, 1\) for targets of shape \(24, 3\)"): value_and_grad(problem, problem.params)
+    problem.targets = problem.targets[:, :1]
+    v = vectors(problem)
+    assert error(hvp(problem, problem.params, v, "rop"), reference(problem, problem.params, v)[2]) < 1e-11
+
+
+@pytest.mark.parametrize("change, kind, message", [
+    (dict(targets=torch.zeros(4, 3, dtype=torch.int64)), ValueError, "targets of torch.int64 for loss='mse': pass floating-point targets"),
+    (dict(targets=torch.zeros(4, 3, dtype=torch.bool), loss="bce"), ValueError, "targets of torch.bool for loss='bce'"),
+    (dict(inputs=torch.zeros(4, 2).numpy()), TypeError, "inputs of type ndarray: pass a tensor"),
+    (dict(targets=torch.zeros(4, 3).numpy()), TypeError, "targets of type ndarray: pass a tensor"),
+    (dict(inputs=torch.zeros(4, 5)), ValueError, r"INR was given inputs of shape \(4, 5\): pass \(..., 2\)"),
+    (dict(inputs=torch.zeros(0, 2), targets=torch.zeros(0, 3)), ValueError, r"empty batch, targets of shape \(0, 3\): pass at least one row")])
+def test_data_that_do_not_fit_are_named(change, kind, message):
+    model = INR(2, 3, hidden_features=8, num_layers=3)
+    with pytest.raises(kind, match=message):
+        problem = Problem(model, **dict(inputs=torch.zeros(4, 2), targets=torch.zeros(4, 3)) | change)
+        value_and_grad(problem, problem.params)
+
+
+def test_integer_targets_serve_a_loss_of_ones_own():
+    problem = Problem(INR(2, 3, hidden_features=8, num_layers=3), torch.rand(5, 2), torch.tensor([0, 2, 1, 1, 0]), F.cross_entropy)
+    assert all(g.any() for g in value_and_grad(problem, problem.params)[1])
 
 
 def test_inside_a_functional_call_autograd_sees_the_replaced_parameters():

@@ -46,6 +46,34 @@ def test_sine_is_sin_omega_x_and_not_two_pi_omega_x():
     assert Sine(30.)(torch.tensor(.01, dtype=torch.float64)).item() == pytest.approx(math.sin(.3), rel=1e-12)
 
 
+@pytest.mark.parametrize("changed, fresh, attribute", [(Gaussian(.3), Gaussian(.1), "sigma"), (Wavelet(3., 5.), Wavelet(3., 2.), "scale"), (Wavelet(3., 5.), Wavelet(4., 5.), "omega"), (Sine(7.), Sine(3.), "omega")])
+def test_a_changed_activation_equals_a_new_one(changed, fresh, attribute):
+    "A constant computed at construction, after which value, derivatives and repr disagree."
+    x = torch.linspace(-1, 1, 51, dtype=torch.float64)
+    setattr(changed, attribute, getattr(fresh, attribute))
+    assert repr(changed) == repr(fresh) and torch.equal(changed(x), fresh(x))
+    for a, b in zip(changed.derivatives(x), fresh.derivatives(x)): assert torch.equal(a, b)
+
+
+def test_a_changed_gabor_layer_equals_its_formula():
+    layer, x = GaborLayer(2, 3, generator=torch.Generator().manual_seed(0)), torch.rand(7, 2)
+    layer.scale = 2.
+    torch.testing.assert_close(layer(x), torch.cos(10 * layer.freqs(x)) * torch.exp(-(2 * layer.scales(x))**2))
+
+
+def test_a_learned_sigma_gets_its_gradient():
+    phi, x = Gaussian(.3), torch.linspace(-1, 1, 51, dtype=torch.float64)
+    phi.sigma = nn.Parameter(torch.tensor(.3, dtype=torch.float64))
+    torch.testing.assert_close(phi(x), Gaussian(.3)(x))
+    torch.testing.assert_close(torch.autograd.grad(phi(x).sum(), phi.sigma)[0], (x.square() / .3**3 * Gaussian(.3)(x)).sum())
+    assert "sigma=tensor" in repr(phi)
+
+
+def test_inputs_of_another_width_are_named():
+    for model in (INR(2, 3), INR(2, 3, encoding=PositionalEncoding(2, 4)), INR(2, 3, layer=GaborLayer)):
+        with pytest.raises(ValueError, match=r"inputs of shape \(4, 3\): pass \(..., 2\)"): model(torch.zeros(4, 3))
+
+
 def test_an_activation_may_be_defined_by_its_derivatives_alone():
     class Square(Activation):
         def derivatives(self, x): return x * x, 2 * x, torch.full_like(x, 2.)
