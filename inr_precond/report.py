@@ -7,7 +7,7 @@ __all__ = ['STYLE', 'SCALE_TEXT', 'text', 'slug', 'clock', 'inline', 'read_table
            'best_cells', 'table_html', 'figure_html', 'tables_html', 'verdict_html', 'section_html', 'overview_html',
            'flat', 'provenance_html', 'lead', 'page', 'save', 'read_record', 'write_report']
 
-# %% ../nbs/35_report.ipynb #8b6f0ae1
+# %% ../nbs/35_report.ipynb #e71c8b6a
 import base64
 import csv
 import html
@@ -18,7 +18,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-# %% ../nbs/35_report.ipynb #33133970
+# %% ../nbs/35_report.ipynb #0f70b195
 def text(value):  # anything with a str
     "Escaped text; `code` in backticks becomes <code>."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(value)))
@@ -33,7 +33,7 @@ def clock(seconds):
     s = int(round(seconds))
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
 
-# %% ../nbs/35_report.ipynb #f2796e98
+# %% ../nbs/35_report.ipynb #b96f90cd
 @lru_cache(maxsize=512)
 def _encoded(path, changed, width):
     raw = Path(path).read_bytes()
@@ -52,7 +52,7 @@ def inline(path,  # a PNG file
     "A picture as a data URI, with its size in pixels: `(uri, (width, height))`."
     return _encoded(str(path), os.stat(path).st_mtime_ns, width)
 
-# %% ../nbs/35_report.ipynb #80b953f0
+# %% ../nbs/35_report.ipynb #8aa02d01
 def read_table(path):  # a CSV file with a header
     "Header and rows of a CSV file, as text."
     with open(path, newline="", encoding="utf-8") as file: rows = list(csv.reader(file))
@@ -70,7 +70,7 @@ def shorten(cell):
     if value != value: return "–"
     return cell if re.fullmatch(r"[+-]?\d+", cell) or len(re.sub(r"\D", "", cell)) <= 5 else f"{value:.4g}"
 
-# %% ../nbs/35_report.ipynb #a4ca7cc9
+# %% ../nbs/35_report.ipynb #bae6d524
 def better(column):  # a column's name
     "+1 where higher is better, -1 where lower is, 0 where the column is not a competition."
     name = column.lower()
@@ -102,7 +102,7 @@ def best_cells(header, rows, note=""):
             if len(set(values.values())) > 1: best |= {(i, j) for i, v in values.items() if v == max(values.values())}
     return best
 
-# %% ../nbs/35_report.ipynb #92bcb1b8
+# %% ../nbs/35_report.ipynb #f91d7b8e
 def table_html(header, rows, caption="", note=""):
     "A table with numbers at the right and the best values marked."
     best = best_cells(header, rows, note)
@@ -116,7 +116,7 @@ def table_html(header, rows, caption="", note=""):
     body = "".join("<tr>" + "".join(cell(i, j, v) for j, v in enumerate(row)) + "</tr>" for i, row in enumerate(rows))
     return f'<div class="wide"><table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../nbs/35_report.ipynb #d9006a2f
+# %% ../nbs/35_report.ipynb #fd6d3580
 def figure_html(out, figure, width):  # figure: {"file", "caption"} of a record
     "One picture with its caption and the links to its files, or a sentence that says that it is missing."
     file = Path(out) / figure["file"]
@@ -149,7 +149,7 @@ def verdict_html(verdict):  # None, a word, or {"verdict", "text"}
     word, words = (verdict.get("verdict", "undecided"), verdict.get("text", "")) if isinstance(verdict, dict) else (verdict, "")
     return f'<span class="badge {slug(word)}">{text(word)}</span>' + (f" {text(words)}" if words else "")
 
-# %% ../nbs/35_report.ipynb #c44b8992
+# %% ../nbs/35_report.ipynb #1d2aa0ce
 def section_html(out, entry, width):  # entry: what the batch knows of a notebook, with its "record"
     "The section of one experiment: the paper's words, our figures and tables, or why there are none."
     record = entry.get("record") or {}
@@ -167,13 +167,13 @@ def section_html(out, entry, width):  # entry: what the batch knows of a noteboo
     return (f'<section id="{slug(entry["name"])}"><h2>{title}</h2><div class="pair"><aside>{"".join(aside)}</aside>'
             f'<div class="ours">{"".join(main)}</div></div></section>')
 
-# %% ../nbs/35_report.ipynb #281dcb67
+# %% ../nbs/35_report.ipynb #e3282f80
 def _conclusions(record):
     "The sentences that an experiment computed, as a list."
     lines = (record.get("metrics") or {}).get("conclusions") or []
     return '<ul class="conclusions">' + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>" if isinstance(lines, list) and lines else ""
 
-# %% ../nbs/35_report.ipynb #f51ec6db
+# %% ../nbs/35_report.ipynb #dcac0fd8
 def overview_html(entries):
     "The table at the top: each experiment, its status, time, and the verdict where any has one."
     rows, judged = [], any((entry.get("record") or {}).get("verdict") for entry in entries)
@@ -196,7 +196,7 @@ def flat(value, name=""):  # nested dicts and lists
         return [pair for k, v in enumerate(value) for pair in flat(v, f"{name}.{k}")]
     return [(name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)]
 
-# %% ../nbs/35_report.ipynb #6cfdac80
+# %% ../nbs/35_report.ipynb #6ab2e678
 def provenance_html(provenance, entries):
     "What another person needs to repeat the batch: machine, versions, commit, data, and when each notebook ran."
     rows = "".join(f'<tr><th scope="row">{text(name)}</th><td>{text("–" if value is None else value)}</td></tr>' for name, value in flat(provenance))
@@ -214,7 +214,7 @@ def _elsewhere(entry, provenance):
     then, now = dict(flat(entry.get("provenance") or {})), dict(flat(provenance))
     return "; ".join(f"{k}: {then[k]}" for k in then if k in now and k not in ("written", "command") and then[k] != now[k])
 
-# %% ../nbs/35_report.ipynb #2cf877ea
+# %% ../nbs/35_report.ipynb #a77e1cf9
 STYLE = """
 :root{color-scheme:light dark;--bg:#fcfcfa;--fg:#1d1f21;--dim:#63686e;--line:#dcdcd6;--card:#f3f3ee;--link:#0b5a8a;--good:#1b6e3c;--bad:#a3271f;--open:#7a5a00}
 @media(prefers-color-scheme:dark){:root{--bg:#16181a;--fg:#e4e4df;--dim:#a0a5aa;--line:#33373b;--card:#1f2225;--link:#7fc0ea;--good:#7ccf99;--bad:#f0938b;--open:#e2c16a}}
@@ -262,7 +262,7 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wra
 body{max-width:none;padding:0;font-size:10pt}.pair{display:block}aside{position:static}figure,tr{break-inside:avoid}h2{break-after:avoid}.wide{overflow:visible}table{font-size:7.5pt}}
 """
 
-# %% ../nbs/35_report.ipynb #3d925092
+# %% ../nbs/35_report.ipynb #e02317d6
 SCALE_TEXT = {"smoke": "At scale smoke every notebook runs for seconds on small pictures: it shows that everything works, and its numbers say nothing about the methods.",
               "quick": "At scale quick the runs are a fraction of the paper's: the longest show the main orderings with one seed, the others are marked as too short to rank.",
               "laptop": "At scale laptop the main comparisons have the paper's number of steps, on several seeds.",
@@ -289,18 +289,26 @@ def page(out, scale, entries, provenance, width=1800):  # width: of embedded pic
             f'<p>Written {text(provenance.get("written", ""))}. <a href="#provenance">Machine, versions, data</a>.</p></header>'
             f'<main>{overview_html(entries)}{sections}{provenance_html(provenance, entries)}</main></body></html>\n')
 
-# %% ../nbs/35_report.ipynb #db36d006
+# %% ../nbs/35_report.ipynb #d1db180e
 def save(path, content):  # content: str
     "Write a text file in one piece: a reader sees the old file or the new one."
     from inr_precond.train import write_atomically
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.encode())
 
+_ENTRIES = {"figures": ("file", "caption"), "tables": ("file", "caption"), "runs": ("key",), "data": ("name",)}  # what each entry of a record's lists has, as text
+
+def _is_record(value):
+    "Whether a value read from JSON has the parts of a record that are relied on."
+    lists = [(value.get(kind, []), names) for kind, names in _ENTRIES.items()] if isinstance(value, dict) else []
+    sound = lambda entry, names: isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in names)
+    return bool(lists) and isinstance(value.get("metrics") or {}, dict) and all(isinstance(entries, list) and all(sound(e, names) for e in entries) for entries, names in lists)
+
 def read_record(out, name):
-    "The record `experiments/<name>.json`, or None where it does not exist or cannot be read."
+    "The record `experiments/<name>.json`, or None where it does not exist, cannot be read or is no record."
     try: record = json.loads((Path(out) / "experiments" / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
-    return record if isinstance(record, dict) else None
+    return record if _is_record(record) else None
 
 def write_report(out,  # folder of a scale's results
                  scale, entries, provenance, limit=9_000_000):  # limit: bytes

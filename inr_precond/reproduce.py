@@ -6,10 +6,10 @@
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'run_hashes', 'before_execution', 'after_execution', 'why', 'read_state',
            'data_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall',
-           'machine', 'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'given_parameters',
-           'notebooks_folder', 'prepare', 'show_list', 'summary', 'stoppable', 'main']
+           'machine', 'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'check_common',
+           'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary', 'stoppable', 'main']
 
-# %% ../nbs/33_reproduce.ipynb #d3740042
+# %% ../nbs/33_reproduce.ipynb #b672ba18
 import argparse
 import ast
 import difflib
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from .report import clock, flat, read_record, save, write_report
 
-# %% ../nbs/33_reproduce.ipynb #3956dfb4
+# %% ../nbs/33_reproduce.ipynb #cd64eae1
 class BatchError(Exception):
     "What is wrong with a batch's command, in one sentence."
 
@@ -55,7 +55,7 @@ def discover(folder,  # folder of experiment notebooks
             raise BatchError(f"--only {pattern!r} matches no experiment{closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
     return paths, [n for n in names if not only or any(fnmatch.fnmatch(n, p) for p in only)]
 
-# %% ../nbs/33_reproduce.ipynb #795f8b60
+# %% ../nbs/33_reproduce.ipynb #bd7bda75
 def accepted_parameters(path):
     "The names in a notebook's cell tagged `parameters`."
     import logging
@@ -82,7 +82,7 @@ def assign(accepted,  # {notebook: names of its parameters}
             raise BatchError(f"The parameter {name!r} is in none of the selected notebooks{closest(name, known)}; they accept {', '.join(known) or 'none'}.")
     return {notebook: {k: v for k, v in {**common, **given}.items() if k in names} for notebook, names in accepted.items()}
 
-# %% ../nbs/33_reproduce.ipynb #e718e414
+# %% ../nbs/33_reproduce.ipynb #1b3b38ae
 def digest(value):  # anything that JSON can hold
     "A short hash of a value."
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:20]
@@ -109,7 +109,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #a7fa08e1
+# %% ../nbs/33_reproduce.ipynb #c8657fa8
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now."
     hashes = {}
@@ -131,7 +131,7 @@ def after_execution(out, record, parameters):
         used["default"] = default_image()
     return used
 
-# %% ../nbs/33_reproduce.ipynb #59f96465
+# %% ../nbs/33_reproduce.ipynb #93e94a91
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
@@ -148,12 +148,14 @@ def why(path, parameters, out):
     return "" if (used["data"], used.get("default")) == (parts.get("data"), parts.get("default")) else "the data changed"
 
 def read_state(out, name):
-    "What the last execution of a notebook left in `state/<name>.json`, or None."
+    "What the last execution of a notebook left in `state/<name>.json`; None where there is nothing, or nothing that makes sense."
     try: state = json.loads((Path(out) / "state" / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
-    return state if isinstance(state, dict) else None
+    kinds = {"parts": dict, "provenance": dict, "seconds": (int, float), "error": (str, type(None)), "finished": str}
+    sound = isinstance(state, dict) and state.get("status") in ("ran", "failed") and all(isinstance(state.get(k), kind) for k, kind in kinds.items())
+    return state if sound else None
 
-# %% ../nbs/33_reproduce.ipynb #5d737e69
+# %% ../nbs/33_reproduce.ipynb #50569d1a
 def _end_tree(patience=5.):  # patience: seconds
     "End the kernel, give its training processes time to write their checkpoints, end what is left, and this process."
     import psutil
@@ -185,14 +187,14 @@ def _child():
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr); sys.exit(1)
 
-# %% ../nbs/33_reproduce.ipynb #99bdd0cf
+# %% ../nbs/33_reproduce.ipynb #5870a60b
 def data_setting():
     "The environment variable that names the data folder, where there is one."
     from inr_precond.data.images import data_root
     root = data_root()
     return {} if root is None else {"INR_PRECOND_DATA": str(root.resolve())}
 
-# %% ../nbs/33_reproduce.ipynb #bb6ea4e5
+# %% ../nbs/33_reproduce.ipynb #9960d5ab
 def start_notebook(path, target, parameters, log):
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
@@ -213,7 +215,7 @@ def stop_notebook(child):
     try: child.wait(15)
     except subprocess.TimeoutExpired: child.kill(); child.wait()
 
-# %% ../nbs/33_reproduce.ipynb #ba2933e3
+# %% ../nbs/33_reproduce.ipynb #d7367e46
 def failure(target,  # executed notebook
             log, status):  # status: exit status of the notebook's process
     "One line on why a notebook failed."
@@ -229,7 +231,7 @@ def failure(target,  # executed notebook
     if status < 0: return f"killed by {signal.Signals(-status).name}" + (f" after: {lines[-1][:300]}" if lines else "")
     return lines[-1][:600] if lines else f"ended with status {status}"
 
-# %% ../nbs/33_reproduce.ipynb #1e28c893
+# %% ../nbs/33_reproduce.ipynb #27090ee7
 class Display:
     "Lines that stay in place in a terminal; one compact line now and then elsewhere."
     def __init__(self, stream=None, every=15.):  # every: seconds between lines where there is no terminal
@@ -253,7 +255,7 @@ class Display:
             self.drawn = 1 + len(lines); self.stream.flush()
         elif time.monotonic() - self.last >= self.every: self.say(" | ".join((head, *lines)))
 
-# %% ../nbs/33_reproduce.ipynb #6cc99a81
+# %% ../nbs/33_reproduce.ipynb #6b5113c6
 def active_runs(out):
     "Progress of the runs now training below `out`, as lines."
     store = Path(out) / "runs"
@@ -261,7 +263,7 @@ def active_runs(out):
     from inr_precond import runs
     return [runs.progress_line(state) for state in runs.active(store)]
 
-# %% ../nbs/33_reproduce.ipynb #4364e0a6
+# %% ../nbs/33_reproduce.ipynb #dcfc3867
 @dataclass
 class Job:
     "A notebook of the batch."
@@ -288,7 +290,7 @@ def recall(job, out):
         job.status = {"ran": "unchanged"}.get(state["status"], state["status"])
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
-# %% ../nbs/33_reproduce.ipynb #9dcee1e8
+# %% ../nbs/33_reproduce.ipynb #ba1bdf7f
 def machine():
     "What the numbers depend on besides the code: machine, versions, commit."
     def version(name):
@@ -302,7 +304,7 @@ def machine():
             "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs.commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
-# %% ../nbs/33_reproduce.ipynb #1b89d6bb
+# %% ../nbs/33_reproduce.ipynb #d9c45ad9
 def execute(job, out, display, head):  # head: what a line of progress begins with
     "Execute one notebook to its end, show its progress, and keep what became of it."
     target, log = Path(out) / "notebooks" / f"{job.name}.ipynb", Path(out) / "notebooks" / f"{job.name}.log"
@@ -320,12 +322,12 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     display.clear()
     record = read_record(out, job.name)
     job.status, job.error = ("ran", None) if child.returncode == 0 and record else ("failed", failure(target, log, child.returncode))
-    if child.returncode == 0 and not record: job.error = f"it ended without writing experiments/{job.name}.json; its last cell has to call Experiment.finish"
+    if child.returncode == 0 and not record: job.error = f"it ended without writing a sound experiments/{job.name}.json; its last cell has to call Experiment.finish"
     if job.status == "ran": parts |= after_execution(out, record, job.parameters); log.unlink(missing_ok=True)
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
     save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #a593a067
+# %% ../nbs/33_reproduce.ipynb #26fefc5b
 def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv` and `report.html` from what there is now."
     import csv
@@ -341,7 +343,7 @@ def gather(jobs, out, scale, provenance):
     save(Path(out) / "metrics.csv", table.getvalue())
     return write_report(out, scale, [job.entry() for job in jobs], provenance)
 
-# %% ../nbs/33_reproduce.ipynb #ca31ca6c
+# %% ../nbs/33_reproduce.ipynb #64d69e4f
 def run_batch(jobs, out, scale, force=False, display=None):
     "Execute what has to be executed of `jobs`, go on after a failure, and return the number of notebooks that failed."
     display, provenance = display or Display(), machine()
@@ -366,7 +368,7 @@ def run_batch(jobs, out, scale, force=False, display=None):
     gather(jobs, out, scale, provenance)
     return sum(job.status == "failed" for job in chosen)
 
-# %% ../nbs/33_reproduce.ipynb #d34e6307
+# %% ../nbs/33_reproduce.ipynb #0a385910
 @contextmanager
 def only_batch(out, patience=20.):  # patience: seconds
     "Hold the lock of a results folder, which must be writable."
@@ -399,7 +401,7 @@ def disk_sentence(error, out):
     if error.filename is None and error.strerror: return error.strerror  # it is a sentence of this package
     return f"The results cannot be written to {error.filename or out} ({error.strerror}); make it writable or give another folder with --out."
 
-# %% ../nbs/33_reproduce.ipynb #fb40d7aa
+# %% ../nbs/33_reproduce.ipynb #766ca942
 SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
@@ -424,7 +426,21 @@ def arguments(argv=None):
     args.only = [p.strip() for pattern in args.only for p in pattern.split(",") if p.strip()]
     return args
 
-# %% ../nbs/33_reproduce.ipynb #21056fe2
+# %% ../nbs/33_reproduce.ipynb #e64adc3c
+def check_common(given):  # {parameter: value}
+    "BatchError where seeds, image or workers, which all notebooks share, have a value that none can use."
+    from inr_precond.data.images import image_names
+    whole = lambda value, low: isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
+    seeds, image, workers = (given.get(name) for name in ("seeds", "image", "workers"))
+    listed = isinstance(seeds, (list, tuple)) and len(seeds) > 0 and all(whole(s, 0) for s in seeds) and len(set(seeds)) == len(seeds)
+    if seeds is not None and not whole(seeds, 1) and not listed:
+        raise BatchError(f"The parameter seeds is {seeds!r}; give the number of seeds (at least 1), a list of different seeds (integers from 0), or None for the scale's.")
+    if image is not None and not isinstance(image, str):
+        raise BatchError(f"The parameter image is {image!r}; give a name ({', '.join(image_names())}), the path of an image file, or None for the default.")
+    if workers is not None and not whole(workers, 1):
+        raise BatchError(f"The parameter workers is {workers!r}; give the number of training processes (at least 1), or None for one a core.")
+
+# %% ../nbs/33_reproduce.ipynb #75289f40
 def given_parameters(args):
     "The parameters that the user asked for: {name: value}."
     given = {name: value for name, value in (("image", args.image), ("seeds", args.seeds), ("workers", args.workers)) if value is not None}
@@ -433,6 +449,9 @@ def given_parameters(args):
         if not equals or not name.isidentifier(): raise BatchError(f"-p {item!r} is not NAME=VALUE; write it as -p steps=100.")
         if name in ("scale", "out"): raise BatchError(f"The parameter {name!r} is set by --{name}; give it there.")
         given[name] = literal(value)
+        try: json.dumps(given[name])
+        except (TypeError, ValueError) as error: raise BatchError(f"-p {item!r} is of type {type(given[name]).__name__}, which JSON cannot hold; give a number, a text, True, False, None, or a list of them.") from error
+    check_common(given)
     if isinstance(given.get("image"), str):
         from inr_precond.data.images import image_names, load_image
         try: load_image(given["image"])
@@ -455,7 +474,7 @@ def prepare(args):
     parameters = assign(accepted, given_parameters(args), common)
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
-# %% ../nbs/33_reproduce.ipynb #027d5e8e
+# %% ../nbs/33_reproduce.ipynb #e55cc112
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
@@ -491,7 +510,7 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #52f9b185
+# %% ../nbs/33_reproduce.ipynb #a1b864a1
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
     out = Path("results")
@@ -515,5 +534,5 @@ def _finish(jobs, out, args):
     if failed: print(f"{failed} of {sum(j.selected for j in jobs)} notebooks failed.", file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../nbs/33_reproduce.ipynb #f5d8f05a
+# %% ../nbs/33_reproduce.ipynb #ed4f8fee
 if __name__ == "__main__" and "get_ipython" not in globals(): sys.exit(main())

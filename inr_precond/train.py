@@ -8,7 +8,7 @@ __all__ = ['SCHEDULES', 'configure_process', 'stream_seed', 'stream', 'psnr_of_m
            'load_checkpoint', 'stop_signals', 'clock', 'state_floats_per_parameter', 'scalar_writer', 'Resumable',
            'Reporting', 'Blocks', 'Trainer']
 
-# %% ../nbs/30_train.ipynb #1c413582
+# %% ../nbs/30_train.ipynb #12acdc28
 import contextlib
 import ctypes
 import hashlib
@@ -26,7 +26,7 @@ import torch
 
 from .curvature import Problem
 
-# %% ../nbs/30_train.ipynb #163a8c82
+# %% ../nbs/30_train.ipynb #393e19c2
 def configure_process(
     threads: int = 1,  # threads of one operation, at least 1
 ) -> dict:  # what was done: threads, interop_threads, malloc (whether glibc keeps freed memory)
@@ -47,7 +47,7 @@ def _keep_freed_memory():
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(-4, 0)) and bool(libc.mallopt(-1, 2**31 - 1))
 
-# %% ../nbs/30_train.ipynb #b19d1652
+# %% ../nbs/30_train.ipynb #7d497c00
 def stream_seed(
     seed: int,  # the run's seed, >= 0
     use: str,  # "initialisation", "batches" or "probes"; any name gives its own stream
@@ -64,14 +64,14 @@ def stream(
     "Generator of one random stream of a run."
     return torch.Generator(device=device).manual_seed(stream_seed(seed, use))
 
-# %% ../nbs/30_train.ipynb #247e2fa4
+# %% ../nbs/30_train.ipynb #37afac4c
 def psnr_of_mse(
     mse: float,  # mean squared error of values with range 1
 ) -> float:  # dB; at most 200
     "-10 log10(MSE), with the MSE floored at 1e-20; nan stays nan."
     return -10 * math.log10(max(mse, 1e-20)) if math.isfinite(mse) else math.nan
 
-# %% ../nbs/30_train.ipynb #e59eb0e8
+# %% ../nbs/30_train.ipynb #cdc08acd
 class ImageTask:
     "Fit an image: mini-batches of (coordinate, colour) pairs, drawn on the device without replacement in each epoch, and whole-image evaluation."
 
@@ -121,7 +121,7 @@ class ImageTask:
     def load_state_dict(self, state):
         self.order, self.position = state["order"].to(self.targets.device), int(state["position"])
 
-# %% ../nbs/30_train.ipynb #8cea1b4f
+# %% ../nbs/30_train.ipynb #e9a419b2
 SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01}  # schedule -> default of final_lr_factor (None: there is none)
 
 
@@ -140,7 +140,7 @@ def lr_factor(
         return lambda t: final + (1 - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2
     return lambda t: final ** (min(t, steps) / steps)
 
-# %% ../nbs/30_train.ipynb #73920704
+# %% ../nbs/30_train.ipynb #c9f854ef
 class History:
     "Losses, times and evaluations of one training."
 
@@ -194,7 +194,7 @@ class History:
         self.losses[: len(losses)] = losses
         vars(self).update(state)
 
-# %% ../nbs/30_train.ipynb #4e226569
+# %% ../nbs/30_train.ipynb #53815ed0
 def block_length(
     steps: int,  # of the run
 ) -> int:  # steps between two readings of the clock: 64, fewer in a run of under 2,560 steps
@@ -213,7 +213,7 @@ def evaluation_steps(
     at = [min(steps, max(block, round(f * steps / block) * block)) for f in [*early, *((i + 1) / equal for i in range(equal))]]
     return sorted({*at[:-1], steps})
 
-# %% ../nbs/30_train.ipynb #1f168970
+# %% ../nbs/30_train.ipynb #006c3791
 class BadCheckpoint(RuntimeError):
     "A checkpoint that cannot be used: truncated, altered, or of another run."
 
@@ -248,8 +248,11 @@ def save_checkpoint(state: dict, path):
 
 
 def load_checkpoint(path, device="cpu") -> dict:
-    "Read what save_checkpoint wrote; BadCheckpoint where a byte differs. Never runs code from the file."
-    data = Path(path).read_bytes()
+    "Read what save_checkpoint wrote; BadCheckpoint where a byte differs, OSError in a sentence where the file cannot be read. Never runs code from the file."
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, f"{Path(path).name} in {Path(path).parent} cannot be read ({error.strerror}); remove it or make it readable, and run again") from error
     digest, payload = data[:64], data[64:]
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise BadCheckpoint(f"{Path(path).name} in {Path(path).parent} is damaged (its content does not match its checksum).")
@@ -258,7 +261,7 @@ def load_checkpoint(path, device="cpu") -> dict:
     except Exception as error:
         raise BadCheckpoint(f"{Path(path).name} in {Path(path).parent} cannot be read ({type(error).__name__}).") from error
 
-# %% ../nbs/30_train.ipynb #d82cc773
+# %% ../nbs/30_train.ipynb #72e46a2f
 @contextlib.contextmanager
 def stop_signals():
     "Collect SIGINT and SIGTERM in a list instead of dying of them (main thread only); a second SIGINT raises KeyboardInterrupt at once."
@@ -279,7 +282,7 @@ def stop_signals():
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-# %% ../nbs/30_train.ipynb #86ebf942
+# %% ../nbs/30_train.ipynb #f057a186
 def clock(device) -> tuple:  # (seconds, CPU seconds)
     "The wall clock after all work on the device is done, and the CPU time of this process (of this thread, beside the main one)."
     if torch.device(device).type != "cpu":
@@ -305,18 +308,20 @@ def scalar_writer(
         raise ImportError("TensorBoard scalars were asked for and the package 'tensorboard' is not installed; pip install 'inr_precond[tensorboard]' or leave tensorboard off.") from error
     return SummaryWriter(str(folder))
 
-# %% ../nbs/30_train.ipynb #c51f0731
+# %% ../nbs/30_train.ipynb #fe951be8
 class Resumable:
     "State, checkpoint and resume of a trainer: `parts` by name, each with state_dict and load_state_dict, and the generator of the batches."
 
     parts: dict  # name -> object
     generator: torch.Generator | None = None
     checkpoint: Path | None = None  # the file; None writes none
+    run: str | None = None  # whose checkpoints are continued; None: those of any run
 
     def state_dict(self) -> dict:
         "Everything that the next step depends on, and everything recorded so far."
         generator = {} if self.generator is None else {"generator": self.generator.get_state()}
-        return {**{name: part.state_dict() for name, part in self.parts.items()}, **generator}
+        owner = {} if self.run is None else {"run": self.run}
+        return {**{name: part.state_dict() for name, part in self.parts.items()}, **generator, **owner}
 
     def load_state_dict(self, state: dict):
         for name, part in self.parts.items():
@@ -331,17 +336,21 @@ class Resumable:
         self.saved_at = time.monotonic()
 
     def resume(self) -> bool:  # whether there was a checkpoint
-        "Continue from the checkpoint where there is one; BadCheckpoint where it is damaged or of another model (this trainer is then not to be used)."
+        "Continue from the checkpoint where there is one; BadCheckpoint where it is damaged, of another run or of another model (this trainer is then not to be used)."
         if not self.checkpoint or not self.checkpoint.exists():
             return False
         state = load_checkpoint(self.checkpoint, self.device)
+        owner = state.get("run") if isinstance(state, dict) else None
+        if self.run is not None and owner != self.run:
+            whose = "names no run" if owner is None else f"belongs to the run {owner!r} and not to {self.run!r}"
+            raise BadCheckpoint(f"{self.checkpoint.name} in {self.checkpoint.parent} {whose}.")
         try:
             self.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{self.checkpoint.name} in {self.checkpoint.parent} does not fit this run ({type(error).__name__}: {error}).") from error
         return True
 
-# %% ../nbs/30_train.ipynb #d3ba8a7a
+# %% ../nbs/30_train.ipynb #2192c523
 class Reporting:
     "Progress of a trainer: a callback and TensorBoard scalars."
 
@@ -363,7 +372,7 @@ class Reporting:
             left = (len(h.losses) - h.step) * h.ms_per_step / 1000
             self.progress({"step": h.step, "steps": len(h.losses), "loss": loss, "psnr": h.evals[-1]["psnr"] if h.evals else None, "seconds": h.seconds, "eta_s": left})
 
-# %% ../nbs/30_train.ipynb #db06e04c
+# %% ../nbs/30_train.ipynb #83d36ca4
 class Blocks(Resumable, Reporting):
     "The loop of a trainer: blocks of steps, and what is due between them."
 
@@ -407,7 +416,7 @@ class Blocks(Resumable, Reporting):
             self.save()
         self.tell()
 
-# %% ../nbs/30_train.ipynb #90330d94
+# %% ../nbs/30_train.ipynb #930a019c
 class Trainer(Blocks):
     "Train a model on a task, with checkpoints, resume, progress, and divergence as a result."
 
@@ -427,6 +436,7 @@ class Trainer(Blocks):
         progress=None,  # see Reporting
         stop=None,  # called before each step; True saves and ends with KeyboardInterrupt
         tensorboard=None,  # folder for TensorBoard scalars
+        run: str | None = None,  # name that a checkpoint must carry to be continued; None asks for none
     ):
         self.model, self.task, self.optimizer, self.steps, self.generator, self.loss = model, task, optimizer, steps, generator, loss
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(schedule, steps, final_lr_factor))
@@ -434,6 +444,6 @@ class Trainer(Blocks):
         self.history = History(steps, self.device, task.inputs.dtype)
         self.block, self.evaluate_at = block_length(steps), set(evaluation_steps(steps, evaluations))
         self.checkpoint, self.checkpoint_every, self.saved_at = checkpoint and Path(checkpoint), checkpoint_every, time.monotonic()
-        self.progress, self.stop = progress, stop or (lambda: False)
+        self.progress, self.stop, self.run = progress, stop or (lambda: False), run
         self.writer = scalar_writer(tensorboard) if tensorboard else None
         self.parts = {"model": model, "optimizer": optimizer, "scheduler": self.scheduler, "task": task, "history": self.history}

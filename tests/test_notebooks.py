@@ -29,6 +29,15 @@ def test_chapter(path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
+def check_floor(metrics):
+    "Ratios without what the machine allows: the rates of its float32 products, and the floor they set, must agree with each other and with the sentence."
+    rates, floor, ratios = metrics["products"], metrics["floor"], metrics["ratios"]
+    assert rates and all(0 < rate["low"] <= rate["GFLOP/s"] <= rate["high"] for rate in rates.values())
+    fastest = max(rates, key=lambda name: rates[name]["GFLOP/s"])
+    assert floor["share of our gradient step"] == ratios[f"nine products on {fastest} / our gradient step"]["median"] and floor["bound on plain / ours"] == ratios["bound: plain gradient step / nine products"]["median"]
+    assert all(f"{rate['GFLOP/s']:.3g} GFLOP/s on {name}" in floor["sentence"] for name, rate in rates.items()) and f"{floor['share of our gradient step']:.0%} of our gradient step" in floor["sentence"]
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_at_smoke_scale(path, tmp_path, monkeypatch, capsys):
     "An experiment runs through the batch with its results in a folder of ours, fills its record, and is not executed again where nothing has changed."
@@ -43,6 +52,7 @@ def test_experiment_at_smoke_scale(path, tmp_path, monkeypatch, capsys):
     for figure in record["figures"]:
         assert figure["caption"] and (out / figure["file"]).is_file() and (out / figure["file"]).with_suffix(".pdf").is_file()
     assert all((out / table["file"]).is_file() for table in record["tables"])
+    if path.stem == "bench_step": check_floor(record["metrics"])
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= len(record["figures"]) and "is missing" not in page
     state = reproduce.read_state(out, path.stem)

@@ -101,6 +101,39 @@ def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
     assert "seeds = 2" in Path("results/smoke/notebooks/a.ipynb").read_text()
 
 
+SOUND = {"name": "a", "status": "ran", "seconds": 1.0, "error": None, "finished": "then", "provenance": {}, "parts": {}}
+RECORD = {"name": "a", "title": "T", "paper": "P.", "note": "", "figures": [], "tables": [], "metrics": {}, "runs": [], "data": [], "verdict": None}
+
+
+@pytest.mark.parametrize("found", [{"status": "ran", "parts": 5}, {"a": 1}, {"status": ["ran"]}, {**SOUND, "status": 5}, {**SOUND, "parts": None}, {**SOUND, "seconds": "3"}, {**SOUND, "error": 3}, {**SOUND, "provenance": []}, [], 5, None], ids=str)
+def test_a_state_that_makes_no_sense_is_absent(place, found):
+    "Catches a state written by something else, or edited by hand, that ends the batch with an AttributeError or KeyError instead of a new execution."
+    notebook(place / "nbs", "a", "finish('a')")
+    (place / "results/smoke/state").mkdir(parents=True)
+    (place / "results/smoke/state/a.json").write_text(json.dumps(found))
+    (place / "results/smoke/experiments").mkdir()
+    (place / "results/smoke/experiments/a.json").write_text(json.dumps(RECORD))
+    assert state("a") is None and batch("--list") == 0
+    jobs, out = reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--scale", "smoke"]))
+    reproduce.recall(jobs[0], out)
+    assert jobs[0].status == "not run" and reproduce.why(jobs[0].path, jobs[0].parameters, out) == "not run before"
+    reproduce.gather(jobs, out, "smoke", reproduce.machine())
+    (place / "results/smoke/state/a.json").write_text(json.dumps(SOUND))
+    assert state("a") == SOUND
+
+
+@pytest.mark.parametrize("change", [{"runs": 5}, {"runs": ["k"]}, {"runs": [{"label": "no key"}]}, {"data": [{}]}, {"figures": {"a": 1}}, {"figures": [{"caption": "no file"}]}, {"tables": [3]}, {"metrics": [1]}], ids=str)
+def test_a_record_that_makes_no_sense_is_absent(place, change):
+    "As above, for the record that a notebook writes."
+    notebook(place / "nbs", "a", "finish('a')")
+    for folder, content in (("state", SOUND), ("experiments", {**RECORD, **change})):
+        (place / "results/smoke" / folder).mkdir(parents=True)
+        (place / "results/smoke" / folder / "a.json").write_text(json.dumps(content))
+    jobs, out = reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--scale", "smoke"]))
+    assert reproduce.why(jobs[0].path, jobs[0].parameters, out) == "it was interrupted"
+    reproduce.gather(jobs, out, "smoke", reproduce.machine())
+
+
 def test_selection_keeps_the_others_in_the_report(place):
     "A batch of one experiment must not drop the results of the others from the page."
     notebook(place / "nbs", "a", "finish('a')"); notebook(place / "nbs", "b", "finish('b')"); notebook(place / "nbs", "c", "finish('c')")
@@ -114,6 +147,9 @@ def test_selection_keeps_the_others_in_the_report(place):
     (["-p", "seed=3"], ["'seed'", "'seeds'", "accept"]), (["-p", "steps=3"], ["'steps'", "scale"]), (["-p", "steps"], ["NAME=VALUE"]), (["-p", "out=x"], ["--out"]),
     (["--scale", "quik"], ["'quik'", "'quick'", "laptop"]), (["--only", "fig5_image"], ["'fig5_image'", "'fig05_image'"]), (["--only", "nothing*"], ["nothing", "fig05_image"]),
     (["--seeds", "0"], ["--seeds is 0"]), (["--workers", "-1"], ["--workers is -1"]), (["--image", "lyon"], ["lyon", "lion"]), (["--image", "none.png"], ["none.png"]),
+    (["-p", "seeds=-3"], ["seeds is -3", "at least 1"]), (["-p", "seeds=[1,'a']"], ["seeds is [1, 'a']", "list"]), (["-p", "seeds=[1,1]"], ["seeds is [1, 1]", "different"]), (["-p", "seeds=[]"], ["seeds is []"]),
+    (["-p", "seeds=True"], ["seeds is True"]), (["-p", "seeds=two"], ["seeds is 'two'"]), (["-p", "seeds=1.0"], ["seeds is 1.0"]), (["-p", "seeds=[9223372036854775808]"], ["seeds is"]), (["-p", "image=5"], ["image is 5", "lion"]), (["-p", "image=True"], ["image is True"]),
+    (["-p", "workers=0"], ["workers is 0", "at least 1"]), (["-p", "workers=2.5"], ["workers is 2.5"]), (["-p", "image=lyon"], ["lyon", "lion"]), (["-p", "steps={1, 2}"], ["steps", "JSON"]),
     (["--notebooks", "nowhere"], ["nowhere", "--notebooks"])])
 def test_wrong_command(place, capsys, arguments, parts):
     "A mistake is one sentence with what is accepted, before anything is executed or written."
@@ -135,6 +171,13 @@ def test_values_of_parameters():
     "A text that is no literal stays a text; numbers, booleans and lists become themselves."
     read = reproduce.given_parameters(reproduce.arguments(["-p", "a=1", "-p", "b=x=y", "-p", "c=[1, 2.5]", "-p", "d=None", "-p", "e=true", "-p", "f="]))
     assert read == {"a": 1, "b": "x=y", "c": [1, 2.5], "d": None, "e": True, "f": ""}
+
+
+def test_values_of_the_common_parameters_that_are_accepted():
+    "Catches a check that refuses what the notebooks take: None for the scale's, a number of seeds, the seeds themselves."
+    read = lambda *given: reproduce.given_parameters(reproduce.arguments([part for item in given for part in ("-p", item)]))
+    assert read("seeds=None", "image=None", "workers=None") == {"seeds": None, "image": None, "workers": None}
+    assert read("seeds=[3, 0]", "image=astronaut", "workers=2") == {"seeds": [3, 0], "image": "astronaut", "workers": 2} and read("seeds=2") == {"seeds": 2}
 
 
 def test_image_path_is_seen_from_the_notebook(place):

@@ -39,6 +39,8 @@ from inr_precond.runs import (
 )
 from inr_precond.train import load_checkpoint, save_checkpoint
 
+RECIPE = runs.recipe("adam/released")
+
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory):
@@ -148,6 +150,18 @@ def test_the_data_and_the_format_enter_the_key(image, tmp_path, monkeypatch):
     assert config.key != after
 
 
+def test_one_image_by_two_paths_is_one_run_of_two_configs(image, small, tmp_path):
+    "Catches one picture trained twice because it lies in two folders. Equality is of the fields and reads no image: equal configs name one run, configs of one run need not be equal."
+    copy = shutil.copytree(Path(image).parent, tmp_path / "elsewhere") / Path(image).name
+    here, there = small(), small(image=str(copy))
+    assert here != there and here.key == there.key
+    first, second = sweep([here, there], tmp_path / "runs", ThreadPoolExecutor(1), progress=False)
+    assert first is second
+    image_gone = small(image=str(tmp_path / "gone.png"))
+    assert image_gone == small(image=str(tmp_path / "gone.png")) and hash(image_gone) != hash(here)
+    assert "need not" in RunConfig.__doc__ and "those that name the same run" not in RunConfig.__doc__
+
+
 def test_the_recipes_numbers_enter_the_key(monkeypatch):
     "Catches a recipe whose options are changed while its old runs go on being read."
     before = RunConfig(image="astronaut", recipe="esgd/released").key
@@ -181,7 +195,8 @@ BAD = [
     ({"options": {"update_every": 3}}, ValueError, "not an option of Adam"), ({"options": {"lr": math.nan}}, ValueError, "lr"), ({"options": {"lr": -1}}, ValueError, "lr"), ({"options": {"lr": [1, {}]}}, TypeError, "lr"), ({"options": [1]}, TypeError, "options"),
     ({"options": {"seed": 1}}, ValueError, "seed"), ({"schedule": "cosin"}, ValueError, "did you mean 'cosine'"), ({"final_lr_factor": 0.1}, ValueError, "constant"), ({"schedule": "exponential", "final_lr_factor": 0}, ValueError, "never reaches"),
     ({"schedule": "cosine", "final_lr_factor": 1.5}, ValueError, "final_lr_factor"), ({"device": "gpu0"}, ValueError, "device"), ({"dtype": "float16"}, ValueError, "dtype"), ({"image": "loin"}, ValueError, "did you mean 'lion'"),
-    ({"image": 3}, TypeError, "image"), ({"image": ""}, TypeError, "image"), ({"image_size": 1}, ValueError, "image_size"), ({"batch_size": 0}, ValueError, "batch_size"), ({"evaluations": 0}, ValueError, "evaluations"),
+    ({"device": "meta"}, ValueError, "device is 'meta'.*'cpu', 'cuda'"), ({"device": "hpu:1"}, ValueError, "device is 'hpu:1'"), ({"options": {"maximize": "no"}}, ValueError, "options.*maximize is 'no'"),
+    ({"options": {"nesterov": 1}}, ValueError, "options.*nesterov is 1"), ({"options": {"lr": "fast"}}, ValueError, "options.*lr is 'fast'"), ({"image": 3}, TypeError, "image"), ({"image": ""}, TypeError, "image"), ({"image_size": 1}, ValueError, "image_size"), ({"batch_size": 0}, ValueError, "batch_size"), ({"evaluations": 0}, ValueError, "evaluations"),
 ]  # fmt: skip
 
 
@@ -213,6 +228,26 @@ def test_any_value_is_accepted_or_refused_in_a_sentence(name, value):
         assert "\n" not in str(error)
         return
     assert RunConfig.from_dict(json.loads(canonical_json(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_what_the_optimizer_refuses_is_the_configs_sentence(monkeypatch, error):
+    "Catches an optimizer's own error that reaches the user from a config without the option's or the recipe's name, or in several lines."
+    class Refusing(torch.optim.SGD):
+        def __init__(self, params, lr=1.0):
+            raise error("lr must be\n a pleasant number.")
+
+    monkeypatch.setattr(runs, "recipe", lambda name: dataclasses.replace(RECIPE, optimizer=Refusing))
+    with pytest.raises(error, match="options of 'adam/released'.* lr must be a pleasant number") as caught:
+        RunConfig(options={"lr": 2.0})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_draws_no_random_numbers():
+    "Catches a validation that shifts the random numbers of whoever makes a config (a dummy layer is initialised at random)."
+    before = torch.random.get_rng_state()
+    RunConfig()
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_config_cannot_be_changed():
@@ -391,6 +426,68 @@ def test_a_corrupt_checkpoint_is_reported_and_the_run_begins_anew(small, finishe
     assert results(rebuilt) == results(finished[1]) and rebuilt.provenance["resumed_at"] == 0
 
 
+def test_a_checkpoint_of_another_run_is_not_continued(small, finished, tmp_path):
+    "Catches a sound checkpoint of the same network but another run (another seed, learning rate or picture), copied or restored into the wrong folder and continued silently."
+    other = interrupted(small(seed=1, options={"lr": 1e-2}), tmp_path / "other", 37)
+    folder = interrupted(small(), tmp_path / "runs", 20)
+    shutil.copy(other / "checkpoint.pt", folder / "checkpoint.pt")
+    with pytest.warns(UserWarning, match=f"{small().key} begins anew.*{folder}.*{other.name}"):
+        rebuilt = run(small(), tmp_path / "runs")
+    assert results(rebuilt) == results(finished[1]) and rebuilt.provenance["resumed_at"] == 0
+
+
+def test_a_checkpoint_that_names_no_run_is_not_continued(small, finished, tmp_path):
+    "Catches a checkpoint written by something else, whose origin nobody knows."
+    folder = interrupted(small(), tmp_path, 37)
+    state = load_checkpoint(folder / "checkpoint.pt")
+    save_checkpoint({k: v for k, v in state.items() if k != "run"}, folder / "checkpoint.pt")
+    with pytest.warns(UserWarning, match="begins anew.*names no run"):
+        assert results(run(small(), tmp_path)) == results(finished[1])
+
+
+def obstruct_checkpoint(folder):
+    folder.mkdir()
+    (folder / "checkpoint.pt").mkdir()
+    (folder / "checkpoint.pt" / "kept.txt").write_text("somebody's")
+
+
+def obstruct_lock(folder):
+    (folder.parent / ".locks" / f"{folder.name}.lock").mkdir(parents=True)
+
+
+def link_damaged(folder):
+    (folder.parent / "target").mkdir()
+    (folder.parent / "target" / "metrics.json").write_text("[]")
+    folder.symlink_to("target")
+
+
+OBSTACLES = {
+    "checkpoint is a folder": (obstruct_checkpoint, "checkpoint.pt in .* cannot be read .Is a directory.; remove it"), "run is a file": (lambda f: f.write_text(""), "is a file .*; remove it"),
+    "run is a dangling link": (lambda f: f.symlink_to("nowhere"), "is a link that leads nowhere.*; remove it"), "run is a loop": (lambda f: f.symlink_to(f.name), "is a link that leads nowhere.*; remove it"),
+    "run is a link to a damaged folder": (link_damaged, "is a link to a damaged folder.*; remove it"), "lock is a folder": (obstruct_lock, "lock .* cannot be opened .Is a directory.; remove it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", OBSTACLES)
+def test_what_stands_in_the_way_is_named_and_left_alone(small, finished, tmp_path, how):
+    "Catches errno texts that do not say what to do, and a repair that deletes what this package did not write."
+    obstruct, words = OBSTACLES[how]
+    folder = tmp_path / small().key
+    obstruct(folder)
+    with warnings.catch_warnings(), pytest.raises(OSError if how == "lock is a folder" else RunError, match=words) as caught:
+        warnings.simplefilter("error")
+        run(small(), tmp_path)
+    assert "\n" not in str(caught.value) and small().key in str(caught.value) and str(caught.value).count("cannot be") <= 1
+    with pytest.raises(SweepError, match=words):
+        sweep([small()], tmp_path, ThreadPoolExecutor(1), progress=False)
+    if how == "checkpoint is a folder":
+        assert (folder / "checkpoint.pt" / "kept.txt").exists()
+        return
+    obstacle = tmp_path / ".locks" / f"{folder.name}.lock" if how == "lock is a folder" else folder
+    obstacle.rmdir() if obstacle.is_dir() and not obstacle.is_symlink() else obstacle.unlink()
+    assert results(run(small(), tmp_path)) == results(finished[1])
+
+
 def test_divergence_is_a_finished_run(small, tmp_path, monkeypatch):
     "Catches a diverged run that crashes, is trained again each time, or whose metrics.json holds NaN (which is no JSON)."
     config = small(recipe="sgd/released", options={"lr": 1e10}, steps=200)
@@ -418,11 +515,15 @@ def test_a_failure_is_one_sentence_and_recorded(small, tmp_path, monkeypatch, er
     assert run(small(), tmp_path).status == "finished" and not (tmp_path / small().key / "failure.json").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_an_absent_device_is_one_sentence(small, tmp_path):
-    "Catches torch's own assertion, which does not say what to do."
-    with pytest.raises(RunError, match="no CUDA device here; use 'cpu'"):
-        run(small(device="cuda"), tmp_path)
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "xpu", "mps"])
+def test_an_absent_device_is_one_sentence(small, tmp_path, device):
+    "Catches torch's own assertion, which does not say what to do, after minutes of other work."
+    kind = getattr(torch, torch.device(device).type)
+    if kind.is_available() and device != "cuda:99":
+        pytest.skip(f"there is such a device ({device}) here")
+    with pytest.raises(RunError, match=f"device is '{device}' and torch finds .*; use 'cpu'") as caught:
+        run(small(device=device), tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("store", ["/proc/nowhere/runs", "FILE/runs", "FILE"])

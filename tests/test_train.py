@@ -376,6 +376,21 @@ def test_checkpoints_are_written_between_evaluations(tmp_path, monkeypatch):
     assert len(saved) > 20
 
 
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    "Catches a checkpoint of the same network and optimizer that belongs to another run, and one of no known run."
+    file = tmp_path / "checkpoint.pt"
+    small(checkpoint=file, run="a").save()
+    assert small(checkpoint=file, run="a").resume()
+    with pytest.raises(BadCheckpoint, match=f"checkpoint.pt in {tmp_path} belongs to the run 'a' and not to 'b'"):
+        small(checkpoint=file, run="b").resume()
+    small(checkpoint=file).save()
+    with pytest.raises(BadCheckpoint, match="names no run"):
+        small(checkpoint=file, run="a").resume()
+    save_checkpoint([1, 2], file)
+    with pytest.raises(BadCheckpoint, match="names no run"):
+        small(checkpoint=file, run="a").resume()
+
+
 def test_checkpoint_of_another_network_is_refused(tmp_path):
     "Catches a checkpoint loaded into a model it does not fit, or half loaded."
     small(steps=5, checkpoint=tmp_path / "c.pt").train()
