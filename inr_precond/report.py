@@ -7,7 +7,7 @@ __all__ = ['STYLE', 'SCALE_TEXT', 'text', 'slug', 'clock', 'inline', 'read_table
            'best_cells', 'table_html', 'figure_html', 'tables_html', 'verdict_html', 'section_html', 'overview_html',
            'flat', 'provenance_html', 'lead', 'page', 'save', 'read_record', 'write_report']
 
-# %% ../nbs/35_report.ipynb #e71c8b6a
+# %% ../nbs/35_report.ipynb #937ccdf7
 import base64
 import csv
 import html
@@ -18,7 +18,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-# %% ../nbs/35_report.ipynb #0f70b195
+# %% ../nbs/35_report.ipynb #447e8107
 def text(value):  # anything with a str
     "Escaped text; `code` in backticks becomes <code>."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(value)))
@@ -33,7 +33,7 @@ def clock(seconds):
     s = int(round(seconds))
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
 
-# %% ../nbs/35_report.ipynb #b96f90cd
+# %% ../nbs/35_report.ipynb #3a9121fc
 @lru_cache(maxsize=512)
 def _encoded(path, changed, width):
     raw = Path(path).read_bytes()
@@ -52,7 +52,7 @@ def inline(path,  # a PNG file
     "A picture as a data URI, with its size in pixels: `(uri, (width, height))`."
     return _encoded(str(path), os.stat(path).st_mtime_ns, width)
 
-# %% ../nbs/35_report.ipynb #8aa02d01
+# %% ../nbs/35_report.ipynb #186e8360
 def read_table(path):  # a CSV file with a header
     "Header and rows of a CSV file, as text."
     with open(path, newline="", encoding="utf-8") as file: rows = list(csv.reader(file))
@@ -70,7 +70,7 @@ def shorten(cell):
     if value != value: return "–"
     return cell if re.fullmatch(r"[+-]?\d+", cell) or len(re.sub(r"\D", "", cell)) <= 5 else f"{value:.4g}"
 
-# %% ../nbs/35_report.ipynb #bae6d524
+# %% ../nbs/35_report.ipynb #78aa7b6c
 def better(column):  # a column's name
     "+1 where higher is better, -1 where lower is, 0 where the column is not a competition."
     name = column.lower()
@@ -102,7 +102,7 @@ def best_cells(header, rows, note=""):
             if len(set(values.values())) > 1: best |= {(i, j) for i, v in values.items() if v == max(values.values())}
     return best
 
-# %% ../nbs/35_report.ipynb #f91d7b8e
+# %% ../nbs/35_report.ipynb #5e4e7f6d
 def table_html(header, rows, caption="", note=""):
     "A table with numbers at the right and the best values marked."
     best = best_cells(header, rows, note)
@@ -116,7 +116,7 @@ def table_html(header, rows, caption="", note=""):
     body = "".join("<tr>" + "".join(cell(i, j, v) for j, v in enumerate(row)) + "</tr>" for i, row in enumerate(rows))
     return f'<div class="wide"><table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../nbs/35_report.ipynb #fd6d3580
+# %% ../nbs/35_report.ipynb #9f5fbd37
 def figure_html(out, figure, width):  # figure: {"file", "caption"} of a record
     "One picture with its caption and the links to its files, or a sentence that says that it is missing."
     file = Path(out) / figure["file"]
@@ -149,7 +149,7 @@ def verdict_html(verdict):  # None, a word, or {"verdict", "text"}
     word, words = (verdict.get("verdict", "undecided"), verdict.get("text", "")) if isinstance(verdict, dict) else (verdict, "")
     return f'<span class="badge {slug(word)}">{text(word)}</span>' + (f" {text(words)}" if words else "")
 
-# %% ../nbs/35_report.ipynb #1d2aa0ce
+# %% ../nbs/35_report.ipynb #eb03e553
 def section_html(out, entry, width):  # entry: what the batch knows of a notebook, with its "record"
     "The section of one experiment: the paper's words, our figures and tables, or why there are none."
     record = entry.get("record") or {}
@@ -167,13 +167,13 @@ def section_html(out, entry, width):  # entry: what the batch knows of a noteboo
     return (f'<section id="{slug(entry["name"])}"><h2>{title}</h2><div class="pair"><aside>{"".join(aside)}</aside>'
             f'<div class="ours">{"".join(main)}</div></div></section>')
 
-# %% ../nbs/35_report.ipynb #e3282f80
+# %% ../nbs/35_report.ipynb #9ab86ded
 def _conclusions(record):
     "The sentences that an experiment computed, as a list."
     lines = (record.get("metrics") or {}).get("conclusions") or []
     return '<ul class="conclusions">' + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>" if isinstance(lines, list) and lines else ""
 
-# %% ../nbs/35_report.ipynb #dcac0fd8
+# %% ../nbs/35_report.ipynb #69d2cf43
 def overview_html(entries):
     "The table at the top: each experiment, its status, time, and the verdict where any has one."
     rows, judged = [], any((entry.get("record") or {}).get("verdict") for entry in entries)
@@ -196,7 +196,7 @@ def flat(value, name=""):  # nested dicts and lists
         return [pair for k, v in enumerate(value) for pair in flat(v, f"{name}.{k}")]
     return [(name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value)]
 
-# %% ../nbs/35_report.ipynb #6ab2e678
+# %% ../nbs/35_report.ipynb #14b713d6
 def provenance_html(provenance, entries):
     "What another person needs to repeat the batch: machine, versions, commit, data, and when each notebook ran."
     rows = "".join(f'<tr><th scope="row">{text(name)}</th><td>{text("–" if value is None else value)}</td></tr>' for name, value in flat(provenance))
@@ -214,7 +214,7 @@ def _elsewhere(entry, provenance):
     then, now = dict(flat(entry.get("provenance") or {})), dict(flat(provenance))
     return "; ".join(f"{k}: {then[k]}" for k in then if k in now and k not in ("written", "command") and then[k] != now[k])
 
-# %% ../nbs/35_report.ipynb #a77e1cf9
+# %% ../nbs/35_report.ipynb #23e31f72
 STYLE = """
 :root{color-scheme:light dark;--bg:#fcfcfa;--fg:#1d1f21;--dim:#63686e;--line:#dcdcd6;--card:#f3f3ee;--link:#0b5a8a;--good:#1b6e3c;--bad:#a3271f;--open:#7a5a00}
 @media(prefers-color-scheme:dark){:root{--bg:#16181a;--fg:#e4e4df;--dim:#a0a5aa;--line:#33373b;--card:#1f2225;--link:#7fc0ea;--good:#7ccf99;--bad:#f0938b;--open:#e2c16a}}
@@ -262,9 +262,9 @@ code{font:.9em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wra
 body{max-width:none;padding:0;font-size:10pt}.pair{display:block}aside{position:static}figure,tr{break-inside:avoid}h2{break-after:avoid}.wide{overflow:visible}table{font-size:7.5pt}}
 """
 
-# %% ../nbs/35_report.ipynb #e02317d6
+# %% ../nbs/35_report.ipynb #175dbc39
 SCALE_TEXT = {"smoke": "At scale smoke every notebook runs for seconds on small pictures: it shows that everything works, and its numbers say nothing about the methods.",
-              "quick": "At scale quick the runs are a fraction of the paper's: the longest show the main orderings with one seed, the others are marked as too short to rank.",
+              "quick": "At scale quick the runs are a fraction of the paper's: one seed decides no order, and runs that are too short to rank are marked.",
               "laptop": "At scale laptop the main comparisons have the paper's number of steps, on several seeds.",
               "full": "At scale full the settings are the paper's own."}
 
@@ -289,7 +289,7 @@ def page(out, scale, entries, provenance, width=1800):  # width: of embedded pic
             f'<p>Written {text(provenance.get("written", ""))}. <a href="#provenance">Machine, versions, data</a>.</p></header>'
             f'<main>{overview_html(entries)}{sections}{provenance_html(provenance, entries)}</main></body></html>\n')
 
-# %% ../nbs/35_report.ipynb #d1db180e
+# %% ../nbs/35_report.ipynb #04e4950e
 def save(path, content):  # content: str
     "Write a text file in one piece: a reader sees the old file or the new one."
     from inr_precond.train import write_atomically
