@@ -7,7 +7,7 @@ __all__ = ['FAMILIES', 'LINES', 'NAMES', 'T975', 'MIN_PAIRS', 'RANKING_STEPS', '
            'by_method', 'grid', 'steps_per_epoch', 'spread', 'spread_words', 'titled', 'new_figure', 'show', 'draw',
            'convergence', 'convergence_by_picture', 'crossing', 'at_step', 'paired', 'measure', 'result_table',
            'too_short', 'short_note', 'conclude', 'conclude_speed', 'final_dots', 'error_map', 'detail_windows',
-           'reconstructions', 'first_reconstructions', 'Experiment', 'summary']
+           'reconstructions', 'first_reconstructions', 'Experiment', 'summary', 'provenance_words']
 
 # %% ../nbs/34_figures.ipynb #81710e06
 import io
@@ -302,7 +302,7 @@ def _difference(d, steps):
     ends = f" [{d['low']:+.2f}, {d['high']:+.2f}]" if d["n"] >= MIN_PAIRS else ""
     return f"{d['mean']:+.2f}{ends} at {int(steps.min()):,} steps"
 
-# %% ../nbs/34_figures.ipynb #c5267750
+# %% ../nbs/34_figures.ipynb #828dee10
 RANKING_STEPS, RANKING_SIZE = 7680, 128  # fewer steps, or a smaller image, rank nothing
 
 def too_short(steps, image_size=256):  # steps: of the run; image_size: pixels a side
@@ -318,7 +318,7 @@ def short_note(runs):
         return f"a test of the machinery on {c.image_size} x {c.image_size} pixels and {c.steps:,} steps: its numbers say nothing about the methods"
     steps = sorted({c.steps for c in short.values()})
     who = "" if len(short) == len(by_method(runs)) else ", ".join(short) + ": "
-    return f"{who}{' and '.join(f'{s:,}' for s in steps)} steps are too short to rank (orderings show from {RANKING_STEPS:,})"
+    return f"{who}{' and '.join(f'{s:,}' for s in steps)} steps are too short to rank (not ranked below {RANKING_STEPS:,})"
 
 # %% ../nbs/34_figures.ipynb #aee70104
 def conclude(rows, method, reference="Adam"):  # rows of `measure`
@@ -419,12 +419,19 @@ def _picture(column, picture, corners, zoom, edges):
         ax.imshow(picture[row:row + zoom, col:col + zoom], interpolation="nearest")
         ax.spines[:].set(visible=True, color=edge, linewidth=1.6)
 
-# %% ../nbs/34_figures.ipynb #b7d285ce
+# %% ../nbs/34_figures.ipynb #a0f9d680
+def _words(text):
+    "A small figure that says why there is no picture."
+    figure, axes = new_figure(1, 1, (7, 1.2))
+    axes[0, 0].set_axis_off(); axes[0, 0].text(.5, .5, text, ha="center", va="center", fontsize=10, color="0.25")
+    return figure
+
 def first_reconstructions(target, groups, title=""):  # target: (H, W, 3); groups: {label: runs}
     "`reconstructions` of each method's first finished run, with its PSNR and steps."
-    first = {name: next((r for r in runs if r.status == "finished"), None) for name, runs in groups.items()}
-    first = {name: run for name, run in first.items() if run is not None}
-    if not first: raise ValueError("no run finished, so there is nothing to show: look at the runs' status")
+    finished = {name: [r for r in runs if r.status == "finished"] for name, runs in groups.items()}
+    if not any(finished.values()): raise ValueError("no run finished, so there is nothing to show: look at the runs' status")
+    first = {name: next(r for r in runs if not r.recorded) for name, runs in finished.items() if not all(r.recorded for r in runs)}
+    if not first: return _words("These runs are records of an earlier time, which hold no pictures.\nTrain them here, without --recorded, to see the reconstructions.")
     notes = {name: f"{run.final['psnr']:.2f} dB\n{run.config.steps:,} steps" for name, run in first.items()}
     return reconstructions(target, {name: run.prediction() for name, run in first.items()}, notes, title)
 
@@ -492,7 +499,7 @@ def _finish(self, metrics, images=()):
 
 Experiment.finish = _finish
 
-# %% ../nbs/34_figures.ipynb #a8a7bb8e
+# %% ../nbs/34_figures.ipynb #c1b76354
 def _plain(value):
     if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
@@ -501,7 +508,7 @@ def _plain(value):
     return float(value) if math.isfinite(value) else None
 
 def _run_entry(run):
-    return {"key": run.key, "label": f"{label(run.config)}, {Path(run.config.image).stem}, seed {run.config.seed}", "status": run.status, "metrics_sha256": run.metrics_sha256}
+    return {"key": run.key, "label": f"{label(run.config)}, {Path(run.config.image).stem}, seed {run.config.seed}", "status": run.status, "metrics_sha256": run.metrics_sha256, "recorded": run.recorded}
 
 def _data_entries(runs, more=()):
     entries = [run.provenance["data"] for run in runs] + [{"name": image.name, "sha256": image.sha256, "source": image.source} for image in more]
@@ -517,3 +524,39 @@ def summary(rows):  # rows of `measure`
         numbers[name] = {"runs": len(own), "steps": int(own["steps"].max()), "diverged": int((own["status"] == "diverged").sum()), **means, **medians,
                          "reached": int(own["steps_to_target"].notna().sum()), "difference": paired(own["difference"]), "common_step": float(own["common_step"].min())}
     return numbers
+
+# %% ../nbs/34_figures.ipynb #f5340129
+def provenance_words(runs):
+    "Where, when and with what these runs were trained, in a phrase."
+    of = lambda *path: sorted({str(_dig(run.provenance, path)) for run in runs} - {"None"})
+    days = [day[:10] for day in of("finished")]
+    when = days[0] if len(set(days)) == 1 else f"{days[0]} to {days[-1]}"
+    commits = [c[:7] for c in of("git_commit")]
+    return f"{len(runs)} runs on {', '.join(of('gpu') or of('cpu'))}, torch {', '.join(of('torch'))}, {when}, commit {', '.join(commits) or 'unknown'}"
+
+def _dig(tree, path):
+    for name in path: tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+# %% ../nbs/34_figures.ipynb #62cd5e93
+def _recorded(self, configs, setting, folder=None, reference="Adam"):
+    "The records of these configs as figure, table and sentences of conclusion; returns the sentences, none where there is no record."
+    from inr_precond import runs as store
+    kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
+    if not kept: print("No record of these runs in results/recorded."); return []
+    groups = by_method(kept); rows = measure(groups, reference)
+    source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
+    self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), "recorded_convergence",
+                f"Long runs, read from the records and not trained here. Training MSE (top) and PSNR of the whole image (bottom), against epochs (left) and the time of whole steps (right). {spread_words(groups)} {source}")
+    _show_table(self.table(result_table(rows, reference).T, "recorded_results", f"Results by method of the recorded runs. {source}"))
+    conclusions = [sentence for name in groups if name != reference for sentence in (conclude(rows, name, reference), conclude_speed(rows, name, reference))]
+    print("\n".join(conclusions))
+    return conclusions
+
+def _show_table(table):
+    if "IPython" not in sys.modules: return
+    from IPython import get_ipython
+    from IPython.display import display
+    if get_ipython() is not None: display(table)
+
+Experiment.recorded = _recorded

@@ -8,7 +8,7 @@ __all__ = ['SCHEDULES', 'configure_process', 'stream_seed', 'stream', 'psnr_of_m
            'load_checkpoint', 'stop_signals', 'clock', 'state_floats_per_parameter', 'scalar_writer', 'Resumable',
            'Reporting', 'Blocks', 'Trainer']
 
-# %% ../nbs/30_train.ipynb #12acdc28
+# %% ../nbs/30_train.ipynb #27f36236
 import contextlib
 import ctypes
 import hashlib
@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from .curvature import Problem
+from .optim.esgd import hidden_multiplier
 
 # %% ../nbs/30_train.ipynb #393e19c2
 def configure_process(
@@ -121,12 +122,12 @@ class ImageTask:
     def load_state_dict(self, state):
         self.order, self.position = state["order"].to(self.targets.device), int(state["position"])
 
-# %% ../nbs/30_train.ipynb #e9a419b2
-SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01}  # schedule -> default of final_lr_factor (None: there is none)
+# %% ../nbs/30_train.ipynb #fe2b2d03
+SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01, "esgd-hidden": None}  # schedule -> default of final_lr_factor (None: there is none)
 
 
 def lr_factor(
-    schedule: str,  # "constant", "cosine" or "exponential"
+    schedule: str,  # "constant", "cosine", "exponential" or "esgd-hidden"
     steps: int,  # T
     final: float | None = None,  # factor at t = T; None is the schedule's default
 ):  # function t -> factor
@@ -136,6 +137,8 @@ def lr_factor(
     final = SCHEDULES[schedule] if final is None else final
     if schedule == "constant":
         return lambda t: 1.0
+    if schedule == "esgd-hidden":
+        return hidden_multiplier
     if schedule == "cosine":
         return lambda t: final + (1 - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2
     return lambda t: final ** (min(t, steps) / steps)

@@ -19,7 +19,7 @@ def make_run(recipe="adam/released", seed=0, start=15.0, slope=0.002, steps=8000
     config = SimpleNamespace(recipe=recipe, options=options, seed=seed, image=image, image_size=size, batch_size=512, steps=steps)
     final = {"psnr": psnr[-1], "ssim": 0.9, "lpips": None, "mse": 10 ** (-psnr[-1] / 10), "best_psnr": psnr.max()}
     return SimpleNamespace(config=config, key=f"{recipe}-{image}-{seed}", folder=None, status=status, diverged_at=None, curve=curve, evals=evals, final=final,
-                           ms_per_step=ms, state_floats_per_parameter=2.0, metrics_sha256="0" * 64,
+                           ms_per_step=ms, state_floats_per_parameter=2.0, metrics_sha256="0" * 64, recorded=False,
                            provenance={"data": {"name": image, "sha256": f"hash of {image}", "source": "made up"}})
 
 
@@ -299,7 +299,7 @@ def test_experiment_lists_each_run_and_each_picture_once(experiment):
     run, other = make_run(), make_run("esgd/released")
     experiment.runs = [run, run, other]
     record = experiment.finish({})
-    assert record["runs"][0] == {"key": run.key, "label": "Adam, astronaut, seed 0", "status": "finished", "metrics_sha256": "0" * 64} and len(record["runs"]) == 2
+    assert record["runs"][0] == {"key": run.key, "label": "Adam, astronaut, seed 0", "status": "finished", "metrics_sha256": "0" * 64, "recorded": False} and len(record["runs"]) == 2
     assert record["data"] == [{"name": "astronaut", "sha256": "hash of astronaut", "source": "made up"}]
 
 

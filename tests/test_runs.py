@@ -558,33 +558,36 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small, finished, tmp_path
     assert results(resumed) == results(finished[1]) and resumed.provenance["resumed_at"] == 37
 
 
-def test_results_that_cannot_be_written_are_not_lost(small, finished, tmp_path, monkeypatch):
-    "Catches a disk that fills up after the last step: the training must not be repeated."
+@pytest.fixture
+def disk_full_for(monkeypatch):
+    "Call it with a file's name: from then on writing that file finds no space. `undo` makes room again."
     real = runs.write_atomically
 
-    def full(path, data, durable=True):
-        if path.name == "prediction.npz":
-            raise OSError(28, "No space left on device")
-        real(path, data, durable)
+    def fill(name):
+        def full(path, data, durable=True):
+            if path.name == name:
+                raise OSError(28, "No space left on device")
+            real(path, data, durable)
 
-    monkeypatch.setattr(runs, "write_atomically", full)
+        monkeypatch.setattr(runs, "write_atomically", full)
+
+    fill.undo = monkeypatch.undo
+    return fill
+
+
+def test_results_that_cannot_be_written_are_not_lost(small, finished, tmp_path, disk_full_for):
+    "Catches a disk that fills up after the last step: the training must not be repeated."
+    disk_full_for("prediction.npz")
     with pytest.raises(RunError, match="No space left"):
         run(small(), tmp_path)
-    monkeypatch.undo()
+    disk_full_for.undo()
     again = run(small(), tmp_path)
     assert results(again) == results(finished[1]) and again.provenance["resumed_at"] == 60
 
 
-def test_progress_that_cannot_be_written_is_reported_once(small, tmp_path, monkeypatch):
+def test_progress_that_cannot_be_written_is_reported_once(small, tmp_path, disk_full_for):
     "Catches a display that ends a training, or that warns a thousand times."
-    real = runs.write_atomically
-
-    def full(path, data, durable=True):
-        if path.name == "progress.json":
-            raise OSError(28, "No space left on device")
-        real(path, data, durable)
-
-    monkeypatch.setattr(runs, "write_atomically", full)
+    disk_full_for("progress.json")
     reports = []
     assert run(small(), tmp_path, report=reports.append).status == "finished" and len(reports) == 1 and "No space left" in reports[0]
 
@@ -885,6 +888,67 @@ def test_time_left_and_share(small, monkeypatch):
     assert display.overall([STATE | {"step": 3840}]) == (0.25, None)
     now["s"] = 10.0
     assert display.overall([STATE | {"step": 7680}]) == (0.5, 20.0)
+
+
+# --- records
+
+def test_a_record_keeps_what_the_figures_need(finished, tmp_path):
+    "Catches a record that loses a number, or that holds a picture of data that may not be copied."
+    made = finished[1]
+    kept = runs.RecordedRun(runs.record(made, tmp_path))
+    for name in ("key", "status", "diverged_at", "final", "ms_per_step", "steps", "state_floats_per_parameter", "config", "provenance"):
+        assert getattr(kept, name) == getattr(made, name), name
+    assert kept.recorded and not made.recorded and kept.prediction() is None and kept.evals[["step", "mse", "psnr"]].equals(made.evals[["step", "mse", "psnr"]])
+    assert (tmp_path / f"{made.key}.json").stat().st_size < 30_000 and kept.metrics_sha256 != made.metrics_sha256
+
+
+@given(rows=st.integers(1, 40), lengths=st.lists(st.integers(1, 64), min_size=1, max_size=60))
+def test_a_thinned_curve_keeps_the_mean_of_all_steps(rows, lengths):
+    "Catches a mean of means that forgets how many steps a row stands for, and a last row that is lost."
+    import pandas as pd
+
+    steps = np.cumsum(lengths)
+    losses = np.linspace(1, 2, len(steps)) ** 3
+    thin = runs._thinned(pd.DataFrame({"step": steps, "seconds": steps / 100, "loss": losses}), rows)
+    assert len(thin) <= rows and thin[-1][0] == steps[-1] and [r[0] for r in thin] == sorted({r[0] for r in thin})
+    assert np.average([r[2] for r in thin], weights=np.diff([0, *(r[0] for r in thin)])) == pytest.approx(np.average(losses, weights=lengths), rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["explicit", "environment"])
+def test_a_sweep_reads_records_only_where_it_is_told(finished, tmp_path, monkeypatch, how):
+    "Catches records that replace a training nobody asked to skip, and a request that is not heard."
+    config, made = finished
+    runs.record(made, tmp_path / "records")
+    if how == "environment":
+        monkeypatch.setenv("INR_PRECOND_RECORDS", str(tmp_path / "records"))
+    (kept,) = sweep([config], tmp_path / "store", progress=False, records=tmp_path / "records" if how == "explicit" else None)
+    assert kept.recorded and not (tmp_path / "store" / config.key).exists()
+    monkeypatch.delenv("INR_PRECOND_RECORDS", raising=False)
+    (trained,) = sweep([config], tmp_path / "store", ThreadPoolExecutor(1), progress=False)
+    assert not trained.recorded and results(trained) == results(made)
+    (preferred,) = sweep([config], tmp_path / "store", progress=False, records=tmp_path / "records")
+    assert not preferred.recorded, "a run that was trained here comes before a record"
+
+
+def test_records_are_found_by_config_without_the_image(finished, small, tmp_path, monkeypatch):
+    "Catches a lookup that needs the picture, or that takes another seed's record for this one's."
+    config, made = finished
+    runs.record(made, tmp_path)
+    monkeypatch.setattr(runs, "load_image", lambda *_: 1 / 0)
+    assert [r.key for r in runs.recorded([small(seed=3), config, config], tmp_path)] == [made.key] and runs.recorded([small(seed=3)], tmp_path) == []
+    monkeypatch.setattr(runs, "FORMAT", runs.FORMAT + 1)
+    assert runs.recorded([config], tmp_path) == [], "a record of another format is not this run"
+
+
+@pytest.mark.parametrize("how", ["digit", "half", "key", "empty"])
+def test_a_forged_record_is_refused_in_a_sentence(finished, tmp_path, how):
+    "Catches a number that somebody improved by hand."
+    file = runs.record(finished[1], tmp_path)
+    text = file.read_text()
+    psnr = repr(finished[1].final["psnr"])
+    file.write_text({"digit": text.replace(psnr, repr(float(psnr) + 1)), "half": text[: len(text) // 2], "key": text.replace(finished[0].key, "x" + finished[0].key), "empty": "{}"}[how])
+    with pytest.raises(ValueError, match=r"the record .* (was altered|cannot be read) .*remove it, or restore it"):
+        runs.recorded([finished[0]], tmp_path)
 
 
 # --- real data
