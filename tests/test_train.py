@@ -195,6 +195,26 @@ def test_step_t_uses_the_rate_of_step_t():
     assert rates == pytest.approx([(1 + math.cos(math.pi * t / 10)) / 2 for t in range(10)])
 
 
+def test_the_hidden_schedule_gives_adam_what_the_released_error_gives_esgd():
+    "Catches a factor that is one step late: released ESGD must equal mended ESGD under this schedule, step by step."
+    from inr_precond.recipes import recipe
+
+    def path(name, schedule):
+        p = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+        optimizer = recipe(name).build([p], seed=1, lr=0.005)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(schedule, 400))
+        visited = []
+        for _ in range(400):
+            optimizer.step(lambda: (p**4).sum() + (p**2).sum())
+            scheduler.step()
+            visited.append(p.detach().clone())
+        return torch.stack(visited)
+
+    released, mended = path("esgd/released", "constant"), path("esgd/mended", "esgd-hidden")
+    assert (released - path("esgd/mended", "constant")).abs().max() > 1e-2
+    torch.testing.assert_close(released, mended, rtol=1e-4, atol=1e-5)  # eps stands outside the root, so that the two differ by its share
+
+
 def test_unknown_schedule():
     "Catches a mistyped schedule taken for the constant one."
     with pytest.raises(ValueError, match="cosine"):
