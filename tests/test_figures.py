@@ -353,15 +353,15 @@ def test_records_are_not_asked_for_a_picture():
     assert any("ESGD" in ax.get_title() for ax in mixed.axes) and not any("Adam" in ax.get_title() for ax in mixed.axes)
 
 
-def test_recorded_says_where_the_runs_come_from_and_draws_what_there_is(experiment, monkeypatch):
+def test_recorded_says_where_the_runs_come_from_and_draws_what_there_is(experiment, monkeypatch, capsys):
     "A record without its machine and commit is a number from nowhere; an experiment without records must not fail."
     from inr_precond import runs
     kept = pairs(5)
     for run in kept: run.provenance |= {"cpu": "A CPU", "gpu": None, "torch": "2.13.0", "git_commit": "0123456789", "finished": f"2026-11-{20 + run.config.seed}T00:00:00+00:00"}
     monkeypatch.setattr(runs, "recorded", lambda configs, **_: kept)
-    said = experiment.recorded(["a", "b"] * 6, "Setting")
+    rows = experiment.recorded(["a", "b"] * 6, "Setting")
     caption = experiment.figures[0]["caption"]
     assert "10 runs on A CPU, torch 2.13.0, 2026-11-20 to 2026-11-24, commit 0123456; 10 of the 2 planned" in caption
-    assert len(said) == 2 and "above" in said[0] and "undecided" not in said[0]
+    assert len(rows) == 10 and "above" in (said := capsys.readouterr().out) and "undecided" not in said
     monkeypatch.setattr(runs, "recorded", lambda configs, **_: [])
-    assert experiment.recorded(["a"], "Setting") == [] and len(experiment.figures) == 1
+    assert experiment.recorded(["a"], "Setting") is None and len(experiment.figures) == 1
