@@ -538,18 +538,18 @@ def _dig(tree, path):
     for name in path: tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
 
-# %% ../nbs/34_figures.ipynb #40f81ffe
-def _recorded(self, configs, setting, folder=None, reference="Adam"):
+# %% ../nbs/34_figures.ipynb #038fb045
+def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None):
     "The records of these configs as figure, table and sentences of conclusion; returns the rows of `measure`, None where there is no record."
     from inr_precond import runs as store
     kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
     if not kept: print("No record of these runs in results/recorded."); return None
     groups = by_method(kept); rows = measure(groups, reference)
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
-    self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), "recorded_convergence",
+    self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), f"{name}_convergence",
                 f"Long runs, read from the records and not trained here. Training MSE (top) and PSNR of the whole image (bottom), against epochs (left) and the time of whole steps (right). {spread_words(groups)} {source}")
-    _show_table(self.table(result_table(rows, reference).T, "recorded_results", f"Results by method of the recorded runs. {source}"))
-    print("\n".join(sentence for name in groups if name != reference for sentence in (conclude(rows, name, reference), conclude_speed(rows, name, reference))))
+    _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
+    print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows
 
 def _show_table(table):
