@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from .optim import SGD, Adam, AdaHessian, ESGD
 
-# %% ../nbs/16_recipes.ipynb #41b5d39b
+# %% ../nbs/16_recipes.ipynb #1526344e
 @dataclass(frozen=True)
 class Recipe:
     "A named, immutable setting of an optimizer."
@@ -27,12 +27,19 @@ class Recipe:
         seed: int = 0,                              # of the probe generator, where there is one
         **overrides,                                # arguments that replace the recipe's own
     ) -> torch.optim.Optimizer:
-        "The optimizer. ValueError where an override is not one of its arguments."
+        "The optimizer. ValueError where an override is not one of its arguments; TypeError where it needs the module and was given parameters."
         known = option_names(self)
         for name in overrides:
             if name not in known: raise ValueError(f"{name!r} is not an option of {self.optimizer.__name__}{_closest(name, known)}; its options are {', '.join(known)}")
         if "seed" in known: overrides.setdefault("seed", seed)
-        return self.optimizer(params.parameters() if isinstance(params, torch.nn.Module) else params, **{**self.options, **overrides})
+        if not self.takes_model: params = params.parameters() if isinstance(params, torch.nn.Module) else params
+        elif not isinstance(params, torch.nn.Module): raise TypeError(f"{self.name} needs the module, because its preconditioner is made of what each layer sees; give recipe({self.name!r}).build(model) the model and not its parameters")
+        return self.optimizer(params, **{**self.options, **overrides})
+
+    @property
+    def takes_model(self) -> bool:
+        "Whether `build` needs the module itself and not only its parameters (K-FAC, Gauss-Newton)."
+        return getattr(self.optimizer, "takes_model", False)
 
 # %% ../nbs/16_recipes.ipynb #4720c690
 def _closest(name, known):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from inr_precond.curvature import Problem
 from inr_precond.recipes import recipe, recipes, register
 
 
@@ -10,9 +11,16 @@ def test_every_recipe_says_what_it_is_and_takes_a_step():
     for name in recipes():
         r = recipe(name)
         assert r.name == name and r.equation and r.source
-        p = nn.Parameter(torch.ones(3))
-        r.build([p]).step(lambda p=p: (p**2).sum())
-        assert torch.isfinite(p).all() and (p != 1).all()
+        model = nn.Linear(3, 1, bias=False)
+        nn.init.ones_(model.weight)
+        r.build(model).step(Problem(model, torch.eye(3), torch.zeros(3, 1)))
+        assert torch.isfinite(model.weight).all() and (model.weight != 1).all()
+
+
+def test_a_recipe_that_needs_the_module_says_so():
+    "Parameters alone reach K-FAC and fail with an attribute error three calls deeper."
+    for name in (n for n in recipes() if recipe(n).takes_model):
+        with pytest.raises(TypeError, match="give recipe.*the model and not its parameters"): recipe(name).build(nn.Linear(2, 2).parameters())
 
 
 def test_released_and_mended_differ_in_the_bias_correction_alone():
