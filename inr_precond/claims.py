@@ -276,14 +276,15 @@ def equal_part(name, inequality, factor=1.1):
     "The part 'two quantities agree up to a factor': minus the absolute logarithm of their ratio above minus ln(factor)."
     return Part(name, inequality, "ln ratio", -math.log(factor))
 
-# %% ../nbs/32_claims.ipynb #5cf6e359
+# %% ../nbs/32_claims.ipynb #32546cde
 def _conditioning(kappa):
     text = lambda a, b: f"median over the path of log10 {kappa} of {a} minus that of {b} > .1"
     return (Part("equilibrated below Jacobi", text("the Jacobi-scaled Hessian", "the equilibrated"), "decades", .1), Part("Jacobi below original", text("the Hessian", "the Jacobi-scaled"), "decades", .1))
 
 register(Claim("conditioning", "along the 1-D path the median condition number of the equilibrated Hessian is below that of the Jacobi-scaled one, and that below the original's", "Fig. 1, Sec. 3.2, Sec. 7.4",
                {"printed": _conditioning("kappa (smallest singular value)"), "corrected": _conditioning("kappa (damping 1e-6 sigma_max, float64)")}, "fig01_condition_number",
-               words={"printed": "... with kappa from the smallest singular value", "corrected": "... with kappa at damping 1e-6 sigma_max, in float64"}))
+               words={form: f"along the 1-D path the median condition number of the equilibrated Hessian is below that of the Jacobi-scaled one, and that below the original's; {how}"
+                      for form, how in (("printed", "from the smallest singular value"), ("corrected", "at damping 1e-6 sigma_max, in float64"))}))
 
 # %% ../nbs/32_claims.ipynb #0a49658a
 def _density(beyond):
@@ -533,7 +534,7 @@ def own_evidence(name):
     "Evidence of a mathematical claim from its own samples: {form: evidence}."
     return {form: evidence(name, form=form, parts={part: {"differences": d, "pairs": [["sample", i] for i in range(len(d))]} for part, d in parts.items()}) for form, parts in OWN[name]().items()}
 
-# %% ../nbs/32_claims.ipynb #432d3aff
+# %% ../nbs/32_claims.ipynb #0de5560f
 def _of_form(known, form, block):
     "The evidence of a form in an experiment's block for a claim, or None; a claim of one form takes it under any name."
     if not isinstance(block, dict): return None
@@ -547,7 +548,8 @@ def _count(given):
     if not isinstance(given, dict): return 0
     parts = given.get("parts")
     inner = (parts.values() if isinstance(parts, dict) else parts if isinstance(parts, (list, tuple)) else [given])
-    return max((len(p.get("differences") or ()) if isinstance(p, dict) else len(p) if isinstance(p, list) else 0 for p in inner), default=0)
+    lists = [p.get("differences") if isinstance(p, dict) else p for p in inner]
+    return max((len(values) for values in lists if isinstance(values, (list, tuple))), default=0)
 
 def _candidates(known, form, entries):
     "[(entry, evidence)] of the experiments that carry evidence for a form: the claim's home first, then by number of pairs, then by name."
@@ -562,7 +564,8 @@ def _signals(given, record):
     "The names of the signals in the pairs, or else of the record's data."
     parts = given.get("parts") if isinstance(given, dict) else None
     inner = list(parts.values()) if isinstance(parts, dict) else parts if isinstance(parts, list) else [given]
-    named = [str(pair[0]) for p in inner if isinstance(p, dict) for pair in p.get("pairs") or [] if isinstance(pair, (list, tuple)) and pair]
+    lists = [p["pairs"] for p in inner if isinstance(p, dict) and isinstance(p.get("pairs"), (list, tuple))]
+    named = [str(pair[0]) for pairs in lists for pair in pairs if isinstance(pair, (list, tuple)) and pair]
     return tuple(dict.fromkeys(named)) or tuple(d["name"] for d in record.get("data") or [])
 
 # %% ../nbs/32_claims.ipynb #3710298f
@@ -608,11 +611,11 @@ def unregistered(entries):
     blocks = [((entry.get("record") or {}).get("metrics") or {}).get("claims") for entry in entries]
     return sorted({name for block in blocks if isinstance(block, dict) for name in block} - set(CLAIMS))
 
-# %% ../nbs/32_claims.ipynb #9afdd0e1
+# %% ../nbs/32_claims.ipynb #ad9a1a20
 def shown(value, unit):
-    "A difference or margin as text: a factor for a logarithm of a ratio of times, else the number with few digits."
+    "A difference or margin as a number: the ratio itself for the logarithm of a ratio of times; '?' where there is none."
     if value is None or not math.isfinite(value): return "?"
-    if unit.startswith("ln ratio of"): return f"x{math.exp(value):.3g}"
+    if unit.startswith("ln ratio of"): return f"{math.exp(value):.3g}"
     return f"{value:+.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:+.1e}"
 
 def effect_text(row):  # a row of `collect`, or one of its parts
@@ -620,8 +623,9 @@ def effect_text(row):  # a row of `collect`, or one of its parts
     if row.get("effect") is None: return ""
     ends = [("?" if row[k] is None else shown(row[k], row["unit"])) for k in ("low", "high")]
     interval = f" [{', '.join(ends)}]" if ends != ["?", "?"] else ""
-    unit = row["unit"].removeprefix("ln ratio of ")
-    return f"{row['bound'] + ' ' if row.get('bound') else ''}{shown(row['effect'], row['unit'])}{interval} {unit}, {row['n']} pair{'s' * (row['n'] != 1)}"
+    ratio = row["unit"].startswith("ln ratio of ")
+    words = ("factor ", "in " + row["unit"].removeprefix("ln ratio of ")) if ratio else ("", row["unit"])
+    return f"{row['bound'] + ' ' if row.get('bound') else ''}{words[0]}{shown(row['effect'], row['unit'])}{interval} {words[1]}, {row['n']} pair{'s' * (row['n'] != 1)}"
 
 def table_text(rows,  # of `collect`
                width=120):  # characters

@@ -6,10 +6,11 @@
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'run_hashes', 'before_execution', 'after_execution', 'why', 'read_state',
            'data_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall',
-           'machine', 'execute', 'gather', 'run_batch', 'only_batch', 'disk_sentence', 'arguments', 'check_common',
-           'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary', 'stoppable', 'main']
+           'machine', 'execute', 'gather', 'judge', 'run_batch', 'only_batch', 'disk_sentence', 'arguments',
+           'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary', 'verdict_lines',
+           'stoppable', 'main']
 
-# %% ../nbs/33_reproduce.ipynb #b672ba18
+# %% ../nbs/33_reproduce.ipynb #e7a58103
 import argparse
 import ast
 import difflib
@@ -21,6 +22,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from . import claims
 from .report import clock, flat, read_record, save, write_report
 
 # %% ../nbs/33_reproduce.ipynb #cd64eae1
@@ -109,14 +112,18 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #c8657fa8
+# %% ../nbs/33_reproduce.ipynb #9475bc31
 def run_hashes(out, record):
-    "Hash of `metrics.json` of each run that a record names, as it is in the folder now."
+    "Hash of `metrics.json` of each run that a record names, as it is in the folder now; of a recorded run the hash of its record."
     hashes = {}
     for run in record.get("runs", []):
-        file = Path(out) / "runs" / run["key"] / "metrics.json"
+        file = _recorded_file(run["key"]) if run.get("recorded") else Path(out) / "runs" / run["key"] / "metrics.json"
         hashes[run["key"]] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     return hashes
+
+def _recorded_file(key):
+    from inr_precond.runs import RECORDS
+    return RECORDS / f"{key}.json"
 
 def before_execution(path, parameters):
     "Hashes of what goes into a notebook."
@@ -327,9 +334,9 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
     save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #26fefc5b
+# %% ../nbs/33_reproduce.ipynb #4882a115
 def gather(jobs, out, scale, provenance):
-    "Write `metrics.json`, `metrics.csv` and `report.html` from what there is now."
+    "Write `metrics.json`, `metrics.csv`, `claims.json` and `report.html` from what there is now."
     import csv
     import io
     collected, table = {}, io.StringIO()
@@ -338,10 +345,22 @@ def gather(jobs, out, scale, provenance):
     for job in jobs:
         record = read_record(out, job.name) or {}
         collected[job.name] = {**job.entry(), **{k: record.get(k) for k in ("title", "note", "metrics", "runs", "data", "verdict")}}
-        rows.writerows([job.name, name, value] for name, value in flat(record.get("metrics") or {}) if isinstance(value, (int, float)))
+        numbers = {name: value for name, value in (record.get("metrics") or {}).items() if name != "claims"}  # evidence belongs to claims.json
+        rows.writerows([job.name, name, value] for name, value in flat(numbers) if isinstance(value, (int, float)))
     save(Path(out) / "metrics.json", json.dumps({"scale": scale, "provenance": provenance, "experiments": collected}, indent=1))
     save(Path(out) / "metrics.csv", table.getvalue())
-    return write_report(out, scale, [job.entry() for job in jobs], provenance)
+    return write_report(out, scale, [job.entry() for job in jobs], provenance, judge(jobs, out, scale, provenance))
+
+# %% ../nbs/33_reproduce.ipynb #f1c015f0
+def judge(jobs, out, scale, provenance):
+    "Write `claims.json`, the verdicts on the registered claims, and return their rows."
+    entries = [{**job.entry(), "record": read_record(out, job.name)} for job in jobs]
+    rows = claims.collect(entries, scale)
+    for row in rows:
+        if row["experiment"] == claims.CHAPTER: row["provenance"] = provenance
+    found = {"scale": scale, "provenance": provenance, "tail": claims.TAIL, "pairs_needed": claims.MIN_PAIRS, "claims": rows, "unregistered": claims.unregistered(entries)}
+    save(Path(out) / "claims.json", json.dumps(found, indent=1, allow_nan=False))
+    return rows
 
 # %% ../nbs/33_reproduce.ipynb #64d69e4f
 def run_batch(jobs, out, scale, force=False, display=None):
@@ -474,17 +493,23 @@ def prepare(args):
     parameters = assign(accepted, given_parameters(args), common)
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
-# %% ../nbs/33_reproduce.ipynb #e55cc112
+# %% ../nbs/33_reproduce.ipynb #db259336
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
         if job.selected: print(f"{job.name:28} {why(job.path, job.parameters, out) or 'unchanged':24} {', '.join(accepted_parameters(job.path))}")
 
-def summary(jobs, report, seconds):
-    "The batch's last lines: a table, and where the report is."
+def summary(jobs, report, seconds, verdicts=""):  # verdicts: lines
+    "The batch's last lines: what became of each notebook, the verdicts, and where the report is."
     width = max(len(job.name) for job in jobs)
     lines = [f"  {job.name:{width}}  {job.status:11} {clock(job.seconds):>8}  {job.error or ''}".rstrip() for job in jobs if job.selected]
-    return "\n".join(["", *lines, "", f"Report: {report} ({clock(seconds)} in all)"])
+    return "\n".join(["", *lines, "", *([verdicts, ""] if verdicts else []), f"Report: {report} ({clock(seconds)} in all)"])
+
+def verdict_lines(out):
+    "The table of verdicts in `claims.json` for the terminal, and the claims that nothing registers."
+    found = json.loads((Path(out) / "claims.json").read_text(encoding="utf-8"))
+    lines = [claims.table_text(found["claims"], min(160, shutil.get_terminal_size((120, 24)).columns))]
+    return "\n".join(lines + [f"  not registered: {', '.join(found['unregistered'])}"] * bool(found["unregistered"]))
 
 def _stop(signal_number, frame):
     "Stop once: a second signal, from make or an impatient hand, must not cut off the tidying up."
@@ -510,7 +535,7 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #a1b864a1
+# %% ../nbs/33_reproduce.ipynb #4e03e842
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
     out = Path("results")
@@ -530,7 +555,7 @@ def _finish(jobs, out, args):
     "Run the batch and say how it went: 1 where a notebook failed, else 0."
     began = time.monotonic()
     failed = run_batch(jobs, out, args.scale, args.force)
-    print(summary(jobs, Path(out) / "report.html", time.monotonic() - began))
+    print(summary(jobs, Path(out) / "report.html", time.monotonic() - began, verdict_lines(out)))
     if failed: print(f"{failed} of {sum(j.selected for j in jobs)} notebooks failed.", file=sys.stderr)
     return 1 if failed else 0
 

@@ -159,3 +159,66 @@ def test_methods_that_stopped_early_do_not_win():
     "The fastest to a target among those that always reach it."
     header, rows = ["method", "seconds to Adam's final PSNR"], [["Adam", "60"], ["ESGD", "20 (1 of 5)"], ["J", "-"], ["E", "30"]]
     assert report.best_cells(header, rows) == {(3, 1)}
+
+
+# Verdicts
+
+ROW = {"claim": "esgd-image", "form": "printed", "verdict": "reproduced", "reason": "the interval lies above the margin", "statement": "ESGD < Adam", "reference": "Fig. 5", "scale": "laptop", "effect": .7, "bound": "at least", "low": .5, "high": None, "n": 5,
+       "margin": .049, "unit": "ln ratio of seconds", "inequality": "i", "method": "Student's t", "parts": [], "signals": ["lion"], "experiment": "fig05", "also": ["fig10"], "data": [], "recorded": 2, "provenance": {}}
+
+
+def judged(tmp_path, rows, **changes):
+    entries = [experiment(tmp_path, "fig05", **changes), {"name": "fig09", "status": "failed", "error": "x", "seconds": 1.}]
+    return report.write_report(tmp_path, "laptop", entries, {"written": "now"}, rows).read_text()
+
+
+@pytest.mark.parametrize("verdict, sign", [("reproduced", "✓"), ("not reproduced", "✗"), ("undecided at this scale", "?"), ("not run", "–")])
+def test_verdict_is_a_word_with_a_sign_and_a_colour(tmp_path, verdict, sign):
+    "Catches a verdict told by colour alone, or one whose class the style does not know."
+    made = judged(tmp_path, [{**ROW, "verdict": verdict, "experiment": None if verdict == "not run" else "fig05"}])
+    assert f'<span class="badge {report.slug(verdict)}">{sign} {verdict}</span>' in made and f".badge.{report.slug(verdict)}" in made.replace(",", "{")
+    assert f"1 {verdict}" in made
+
+
+def test_verdicts_open_the_page(tmp_path):
+    "Before the experiments; each claim once with its forms, the effect as a factor, an open end, the margin, where it comes from; and again in the section of its experiment."
+    made = judged(tmp_path, [ROW, {**ROW, "form": "corrected", "verdict": "not reproduced"}, {**ROW, "claim": "bound", "experiment": "32_claims", "also": [], "recorded": 0, "unit": "dB"}])
+    page = Page(made)
+    assert page.open == [] and made.index('id="claims"') < made.index('class="overview"') and made.count('id="claim-esgd-image"') == 1 and 'rowspan="2"' in made
+    text = " ".join(" ".join(page.text).split())
+    for words in ("at least factor 2.01 [1.65, ?] in seconds, 5 pairs", "margin factor 1.05", "margin +0.049", "signals: lion; 2 runs from records; also measured by fig10", "chapter 32_claims"): assert words in text, words
+    assert made.count('href="#claim-esgd-image"') == 2 and "ESGD &lt; Adam" in made
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids)) and all(a["href"][1:] in ids for a in page.all("a") if a["href"].startswith("#"))
+    assert not page.all("script") and "http" not in made
+
+
+def test_parts_of_a_conjunction_are_listed(tmp_path):
+    "Folded away, each with its own verdict and numbers; without evidence without numbers."
+    part = {k: ROW[k] for k in ("verdict", "reason", "effect", "bound", "low", "high", "n", "margin", "unit", "inequality")}
+    made = judged(tmp_path, [{**ROW, "parts": [{**part, "name": "before Adam"}, {**part, "name": "before K-FAC", "verdict": "undecided at this scale", "reason": "no evidence", "effect": None, "low": None}]}])
+    assert "all 2 parts" in made and "before K-FAC" in made and "no evidence" in made and made.count("<svg") == 2
+
+
+@pytest.mark.parametrize("low, high, arrows", [(.1, .4, 0), (None, .4, 1), (.1, None, 1), (None, None, 2)])
+def test_interval_picture(low, high, arrows):
+    "The bar lies on the right side of the margin; an end that does not exist is an arrow at the frame. Catches a mirrored or shifted axis."
+    import re
+    made = report.interval_svg({"effect": .25, "low": low, "high": high, "margin": .3, "verdict": "undecided at this scale"}, wide=100)
+    x1, x2 = (float(x) for x in re.search(r'<line x1="([^"]+)" x2="([^"]+)"', made).groups())
+    dot = float(re.search(r'cx="([^"]+)"', made)[1])
+    assert 0 <= x1 < dot < x2 <= 100 and dot < 50 and (x2 > 50) and made.count("<path") == arrows
+    assert (x1 == 0) == (low is None) and (x2 == 100) == (high is None)
+
+
+def test_records_of_an_earlier_time_are_labelled(tmp_path):
+    "A reader must see that a curve was not computed in this batch."
+    assert "records of an earlier time" not in judged(tmp_path, [])
+    assert "1 of 2 runs are records of an earlier time" in judged(tmp_path, [], runs=[{"key": "a", "recorded": True, "status": "finished"}, {"key": "b", "recorded": False, "status": "finished"}])
+    assert "4 of 0" not in (made := judged(tmp_path, [], recorded=1)) and "1 of 1 runs" in made
+
+
+def test_a_verdict_cannot_inject_markup(tmp_path):
+    evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
+    page = Page(judged(tmp_path, [{**ROW, **dict.fromkeys(("claim", "form", "verdict", "reason", "statement", "reference", "experiment"), evil), "signals": [evil], "also": [evil]}]))
+    assert not page.all("script") and all("onerror" not in attributes for _, attributes in page.tags)

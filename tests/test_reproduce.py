@@ -21,10 +21,10 @@ from inr_precond import reproduce
 PARAMETERS = "scale = 'smoke'\nseeds = None\nimage = None\nout = '.'\nworkers = None\n"
 FINISH = """
 import json, pathlib
-def finish(name, runs=(), data=()):
+def finish(name, runs=(), data=(), metrics={"answer": 42}):
     folder = pathlib.Path(out) / "experiments"; folder.mkdir(parents=True, exist_ok=True)
     record = {"name": name, "title": f"Title of {name}", "paper": "P.", "scale": scale, "note": "", "figures": [], "tables": [],
-              "metrics": {"answer": 42}, "runs": list(runs), "data": list(data), "verdict": None}
+              "metrics": metrics, "runs": list(runs), "data": list(data), "verdict": None}
     (folder / f"{name}.json").write_text(json.dumps(record))
 """
 TRAINS = """
@@ -73,6 +73,43 @@ def test_failures_do_not_stop_the_others(place, capsys):
     assert metrics["experiments"]["d_works"]["metrics"] == {"answer": 42} and metrics["experiments"]["a_raises"]["error"]
     assert metrics["provenance"]["versions"]["torch"] and "git_commit" in metrics["provenance"]
     assert Path("results/smoke/metrics.csv").read_text() == "experiment,metric,value\nd_works,answer,42\n"
+
+
+CLAIM = """
+differences = [1., 1.2, .9, 1.1, .8]
+finish("relu", metrics={"answer": 42, "claims": {"relu-pe-image": {"printed": {"differences": differences, "margin": -5., "unit": "dB", "pairs": [["lion", seed] for seed in range(5)]}}, "of-another-time": {}}})
+"""
+
+
+def test_verdicts(place, capsys):
+    "The table of verdicts in the terminal, before the report's line; all that a machine needs in claims.json; the same in the report; no evidence in metrics.csv. At smoke no claim on runs is decided."
+    notebook(place / "nbs", "relu", CLAIM); notebook(place / "nbs", "image_relu_pe", "raise SystemError('x')")
+    assert batch() == 1
+    lines = capsys.readouterr().out.strip().splitlines()
+    table = lines[lines.index("Claims"):]
+    assert lines[-1].startswith("Report:") and any("relu-pe-image" in line and "undecided" in line for line in table) and any("not registered: of-another-time" in line for line in table)
+    assert any("bound" in line and "corrected" in line and " reproduced" in line for line in table) and any(line.strip().startswith("not run:") and "conditioning" in line for line in table)
+    found = json.loads(Path("results/smoke/claims.json").read_text())
+    rows = {(row["claim"], row["form"]): row for row in found["claims"]}
+    relu, bound, other = rows["relu-pe-image", "printed"], rows["bound", "corrected"], rows["relu-pe-image", "corrected"]
+    assert (relu["verdict"], relu["experiment"], relu["n"], relu["margin"], relu["scale"], relu["signals"]) == ("undecided at this scale", "relu", 5, .3, "smoke", ["lion"]) and "smoke" in relu["reason"]
+    assert relu["provenance"]["versions"]["torch"] and bound["provenance"]["versions"]["torch"] and (other["verdict"], other["reason"]) == ("not run", "image_relu_pe failed") and found["unregistered"] == ["of-another-time"]
+    page = Path("results/smoke/report.html").read_text()
+    assert page.index('id="claims"') < page.index('class="overview"') and 'badge not-run">– not run' in page and 'href="#relu"' in page
+    assert Path("results/smoke/metrics.csv").read_text() == "experiment,metric,value\nrelu,answer,42\n"
+    rerun = reproduce.judge(reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--scale", "smoke"]))[0], "results/smoke", "laptop", {})
+    assert next(r for r in rerun if r["claim"] == "relu-pe-image")["verdict"] == "reproduced"  # the same evidence at a scale that decides
+
+
+def test_recorded_runs_do_not_count_as_changed(place, monkeypatch):
+    "A run read from the repository's records has no folder in the results: its record is hashed instead. Catches a notebook that is executed again in every batch."
+    import hashlib
+
+    from inr_precond import runs
+    (place / "kept").mkdir(); (place / "kept" / "r.json").write_text("x")
+    monkeypatch.setattr(runs, "RECORDS", place / "kept")
+    record = {"runs": [{"key": "r", "recorded": True}, {"key": "s", "recorded": False}]}
+    assert reproduce.run_hashes(place / "results", record) == {"r": hashlib.sha256(b"x").hexdigest(), "s": None}
 
 
 def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
