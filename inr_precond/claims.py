@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'FORMS', 'TAIL', 'REPRODUCED', 'REJECTED', 'UNDECIDED', 'NOT_RUN', 'FACTOR', 'DECIBELS', 'E', 'J', 'KFAC',
-           'SHAMPOO', 'RIVALS', 'RELEASED_OR_MENDED', 'DIVERGED_PSNR', 'OWN', 'CHAPTER', 'Part', 'Claim', 'register',
-           'claim', 'lower_limit', 'limits', 'EvidenceError', 'PartResult', 'judge_part', 'Verdict', 'combine',
-           'pieces', 'judge', 'race_part', 'lead_part', 'equal_part', 'faster', 'ends_above', 'more_than_half',
-           'evidence', 'from_rows', 'estimators_samples', 'bound_samples', 'adam_samples', 'own_evidence', 'collect',
-           'unregistered', 'shown', 'effect_text', 'table_text']
+           'SHAMPOO', 'RIVALS', 'RELEASED_OR_MENDED', 'DIVERGED_PSNR', 'OWN', 'CHAPTER', 'BATCH', 'RECORDS', 'SAMPLES',
+           'BLOCKS', 'Part', 'Claim', 'register', 'claim', 'lower_limit', 'limits', 'EvidenceError', 'PartResult',
+           'judge_part', 'Verdict', 'combine', 'pieces', 'judge', 'race_part', 'lead_part', 'equal_part', 'faster',
+           'ends_above', 'more_than_half', 'evidence', 'from_rows', 'estimators_samples', 'bound_samples',
+           'adam_samples', 'own_evidence', 'collect', 'unregistered', 'shown', 'effect_text', 'table_text']
 
 # %% ../nbs/32_claims.ipynb #6a5db43b
 import difflib
@@ -81,7 +81,7 @@ def _t_limit(values, tail):
     v = np.asarray(values, float)
     return float(v.mean() - stdtrit(len(v) - 1, 1 - tail) * v.std(ddof=1) / math.sqrt(len(v)))
 
-# %% ../nbs/32_claims.ipynb #cd9dce72
+# %% ../nbs/32_claims.ipynb #397b5777
 def _sign_limit(values, tail):
     "Lower limit of the median by order statistics; -inf where n is too small for this tail. Values may be infinite."
     v, below, rank = np.sort(np.asarray(values, float)), 0., 0
@@ -96,10 +96,7 @@ def lower_limit(values,  # lower ends of the differences; -inf where nothing bou
     "Lower confidence limit of the mean by Student's t; of the median where a value is -inf; -inf below two values."
     v = np.asarray(values, float)
     if len(v) < 2: return -math.inf
-    if (v == -math.inf).any(): return _sign_limit(v, tail)
-    known = v[np.isfinite(v)]
-    if len(known) == 0: return -math.inf
-    return _t_limit(np.where(np.isfinite(v), v, known.max()), tail)
+    return _sign_limit(v, tail) if (v == -math.inf).any() else _t_limit(v, tail)
 
 def limits(pairs,  # [(lower end, upper end)]
            low_tail=TAIL, high_tail=TAIL):
@@ -323,14 +320,14 @@ for _name, _figure, _home in (("esgd-image", "Fig. 5, Sec. 4.1", "fig05_image_ga
     _says = f"ESGD reaches Adam's final whole-image MSE in fewer whole-step seconds than Adam and than each other optimizer of {_figure.split(',')[0]}"
     register(Claim(_name, _says, _figure, _races(), _home, words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}))
 
-# %% ../nbs/32_claims.ipynb #dc642412
+# %% ../nbs/32_claims.ipynb #ea8f59ab
 def _jacobi(esgd, e, j):
     return (race_part(j, e, "steps"), race_part(j, esgd, "steps"), race_part(e, esgd, "steps"), race_part(esgd, j, "seconds"), race_part(esgd, e, "seconds"))
 
 _says = "AdaHessian(J) reaches Adam's final MSE in fewer steps than AdaHessian(E), and both lead ESGD per step and lose per second"
 register(Claim("jacobi-vs-equilibrated", _says, "Sec. 4.1, Sec. 6, Fig. 5", {"printed": _jacobi("ESGD released", "AdaHessian(E) released", "AdaHessian(J) released"), "corrected": _jacobi("ESGD mended", E, J)},
                "fig05_image_gaussian", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}))
-register(Claim("relu-pe-image", "for ReLU-PE, Adam ends above ESGD", "Fig. 2, Tab. 4, carried over to images", {"printed": (lead_part("Adam", "ESGD released"),), "corrected": (lead_part("Adam", "ESGD mended"),)},
+register(Claim("relu-pe-image", "for ReLU-PE, Adam ends above ESGD", "Fig. 2, Tab. 4, carried over to images", {"printed": (lead_part(("Adam 1e-3", "Adam"), "ESGD released"),), "corrected": (lead_part(("Adam 1e-3", "Adam"), "ESGD mended"),)},
                "image_relu_pe", words={form: f"for ReLU-PE, Adam ends above ESGD, {how}" for form, how in RELEASED_OR_MENDED.items()}))
 register(Claim("lbfgs-stochastic", "L-BFGS on mini-batches ends worse than Adam, and than itself on the full batch at equal seconds", "Sec. 3.1, citing [54]",
                {"printed": (Part("below Adam", "PSNR of Adam - PSNR of mini-batch L-BFGS > .3 dB", "dB", DECIBELS), Part("below itself on the full batch", "PSNR of full-batch L-BFGS - PSNR of mini-batch L-BFGS, at equal seconds, > .3 dB", "dB", DECIBELS))}, "lbfgs_stochastic"))
@@ -534,7 +531,7 @@ def own_evidence(name):
     "Evidence of a mathematical claim from its own samples: {form: evidence}."
     return {form: evidence(name, form=form, parts={part: {"differences": d, "pairs": [["sample", i] for i in range(len(d))]} for part, d in parts.items()}) for form, parts in OWN[name]().items()}
 
-# %% ../nbs/32_claims.ipynb #0de5560f
+# %% ../nbs/32_claims.ipynb #68264564
 def _of_form(known, form, block):
     "The evidence of a form in an experiment's block for a claim, or None; a claim of one form takes it under any name."
     if not isinstance(block, dict): return None
@@ -551,11 +548,14 @@ def _count(given):
     lists = [p.get("differences") if isinstance(p, dict) else p for p in inner]
     return max((len(values) for values in lists if isinstance(values, (list, tuple))), default=0)
 
-def _candidates(known, form, entries):
+BATCH, RECORDS, SAMPLES = "runs of this batch", "recorded runs", "samples of chapter 32"  # what a verdict rests on
+BLOCKS = {BATCH: "claims", RECORDS: "recorded_claims"}  # where an experiment's metrics keep the evidence
+
+def _candidates(known, form, entries, basis=BATCH):
     "[(entry, evidence)] of the experiments that carry evidence for a form: the claim's home first, then by number of pairs, then by name."
     found = []
     for entry in entries:
-        blocks = ((entry.get("record") or {}).get("metrics") or {}).get("claims")
+        blocks = ((entry.get("record") or {}).get("metrics") or {}).get(BLOCKS[basis])
         given = _of_form(known, form, blocks.get(known.name)) if isinstance(blocks, dict) else None
         if given is not None: found.append((entry, given))
     return sorted(found, key=lambda c: (c[0]["name"] != known.home, -_count(c[1]), c[0]["name"]))
@@ -568,12 +568,12 @@ def _signals(given, record):
     named = [str(pair[0]) for pairs in lists for pair in pairs if isinstance(pair, (list, tuple)) and pair]
     return tuple(dict.fromkeys(named)) or tuple(d["name"] for d in record.get("data") or [])
 
-# %% ../nbs/32_claims.ipynb #3710298f
+# %% ../nbs/32_claims.ipynb #697569a4
 def _row(known, form, scale, verdict, **more):
     "One entry of claims.json; numbers that are not finite become null."
     plain = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None
     part = lambda p: {k: plain(getattr(p, k)) for k in ("name", "inequality", "verdict", "reason", "effect", "bound", "low", "high", "n", "silent", "margin", "unit", "method", "high_tail")}
-    row = {"claim": known.name, "form": form, "verdict": verdict.verdict, "reason": verdict.reason, "statement": known.says(form), "reference": known.reference, "scale": scale}
+    row = {"claim": known.name, "form": form, "verdict": verdict.verdict, "reason": verdict.reason, "statement": known.says(form), "reference": known.reference, "scale": scale, "basis": BATCH}
     numbers = {k: plain(getattr(verdict, k)) if verdict.parts else None for k in ("effect", "bound", "low", "high", "n", "margin", "unit", "inequality", "method")}
     one = known.forms[form][0]
     if not verdict.parts: numbers |= {"n": 0, "margin": one.margin, "unit": one.unit, "inequality": one.inequality}
@@ -588,30 +588,32 @@ def _not_run(known, form, entries):
 
 def collect(entries,  # [{"name", "record", "status", "provenance"}]: what a batch knows of each experiment
             scale):
-    "One row for each form of each registered claim, as claims.json holds it."
+    "One row for each form of each registered claim, as claims.json holds it, and one more where there is evidence from recorded runs."
     rows = []
     for known in CLAIMS.values():
         for form in known.forms:
-            found = _candidates(known, form, entries)
-            if not found and known.name in OWN: found = [({"name": CHAPTER, "record": {}}, own_evidence(known.name)[form])]
-            rows.append(_judged(known, form, scale, found) if found else _row(known, form, scale, _not_run(known, form, entries)))
+            found, kept = _candidates(known, form, entries), _candidates(known, form, entries, RECORDS)
+            if found: rows.append(_judged(known, form, scale, found))
+            elif known.name in OWN: rows.append(_judged(known, form, scale, [({"name": CHAPTER, "record": {}}, own_evidence(known.name)[form])], SAMPLES))
+            else: rows.append(_row(known, form, scale, _not_run(known, form, entries)))
+            if kept: rows.append(_judged(known, form, "recorded", kept, RECORDS))
     return rows
 
-def _judged(known, form, scale, found):
+def _judged(known, form, scale, found, basis=BATCH):
     "The row of a form that has evidence."
     (entry, given), record = found[0], found[0][0].get("record") or {}
     try: verdict = judge(known.name, given, "runs of scale smoke rank nothing" if scale == "smoke" else True, _signals(given, record), form)
     except EvidenceError as error: verdict = Verdict(known.name, form, UNDECIDED, f"the evidence cannot be used: {error}")
     recorded = record["recorded"] if isinstance(record.get("recorded"), int) else sum(bool(run.get("recorded")) for run in record.get("runs") or [])
     data = [{k: d.get(k) for k in ("name", "sha256")} for d in record.get("data") or []]
-    return _row(known, form, scale, verdict, experiment=entry["name"], also=[e["name"] for e, _ in found[1:]], data=data, recorded=recorded, provenance=entry.get("provenance"))
+    return _row(known, form, scale, verdict, basis=basis, experiment=entry["name"], also=[e["name"] for e, _ in found[1:]], data=data, recorded=recorded, provenance=entry.get("provenance"))
 
 def unregistered(entries):
     "Names of claims that experiments carry evidence for and the registry does not have."
-    blocks = [((entry.get("record") or {}).get("metrics") or {}).get("claims") for entry in entries]
+    blocks = [((entry.get("record") or {}).get("metrics") or {}).get(block) for entry in entries for block in BLOCKS.values()]
     return sorted({name for block in blocks if isinstance(block, dict) for name in block} - set(CLAIMS))
 
-# %% ../nbs/32_claims.ipynb #ad9a1a20
+# %% ../nbs/32_claims.ipynb #9bfacfd8
 def shown(value, unit):
     "A difference or margin as a number: the ratio itself for the logarithm of a ratio of times; '?' where there is none."
     if value is None or not math.isfinite(value): return "?"
@@ -636,8 +638,9 @@ def table_text(rows,  # of `collect`
     wide = max((len(r["claim"]) for r in judged), default=0)
     lines = []
     for row in judged:
-        head = f"  {row['claim']:{wide}}  {row['form']:9}  {row['verdict']:23}  "
-        words = "; ".join(t for t in (effect_text(row), row["reason"], f"evidence of {row['experiment']}" if row["also"] else "", f"{row['recorded']} recorded runs" if row["recorded"] else "") if t)
+        form = row["form"] + ", records" * (row["basis"] == RECORDS)
+        head = f"  {row['claim']:{wide}}  {form:{max(len(r['form']) + 9 * (r['basis'] == RECORDS) for r in judged)}}  {row['verdict']:23}  "
+        words = "; ".join(t for t in (effect_text(row), row["reason"], f"evidence of {row['experiment']}" if row["also"] else "") if t)
         lines += textwrap.wrap(words, max(40, width - 1), initial_indent=head, subsequent_indent=" " * min(len(head), 30), break_long_words=False)
     if absent: lines += textwrap.wrap(", ".join(absent), max(40, width - 1), initial_indent="  not run: ", subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(["Claims", *lines])

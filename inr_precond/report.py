@@ -8,7 +8,7 @@ __all__ = ['SIGNS', 'STYLE', 'SCALE_TEXT', 'text', 'slug', 'clock', 'inline', 'r
            'claims_html', 'section_html', 'overview_html', 'flat', 'provenance_html', 'lead', 'page', 'save',
            'read_record', 'write_report']
 
-# %% ../nbs/35_report.ipynb #a669a648
+# %% ../nbs/35_report.ipynb #13c3db17
 import base64
 import csv
 import html
@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
-from .claims import NOT_RUN, REJECTED, REPRODUCED, UNDECIDED, effect_text, shown
+from .claims import NOT_RUN, RECORDS, REJECTED, REPRODUCED, UNDECIDED, effect_text, shown
 
 # %% ../nbs/35_report.ipynb #447e8107
 def text(value):  # anything with a str
@@ -171,7 +171,7 @@ def interval_svg(row, wide=150, high=16):  # row: of claims.collect, or one of i
     return (f'<svg class="interval {slug(row["verdict"])}" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}" aria-hidden="true"><line class="margin" x1="{wide / 2}" x2="{wide / 2}" y1="0" y2="{high}"/>'
             f'<line x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>{ends}<circle cx="{dot}" cy="{y}" r="3.5"/></svg>')
 
-# %% ../nbs/35_report.ipynb #22f3f779
+# %% ../nbs/35_report.ipynb #be266108
 def _numbers(row):
     "Effect, interval, margin and picture of a row of claims.json or of one of its parts."
     if row.get("effect") is None: return ""
@@ -188,10 +188,10 @@ def _evidence_html(row, names):
     if not row["experiment"]: return text(row["reason"])
     name = text(row["experiment"])
     source = f'<a href="#{slug(row["experiment"])}">{name}</a>' if row["experiment"] in names else f"chapter {name}"
-    more = [f"signals: {', '.join(row['signals'])}"] * bool(row["signals"] and row["experiment"] in names) + [f"{row['recorded']} runs from records"] * bool(row["recorded"]) + [f"also measured by {', '.join(row['also'])}"] * bool(row["also"])
+    more = [f"signals: {', '.join(row['signals'])}"] * bool(row["signals"] and row["experiment"] in names) + [f"also measured by {', '.join(row['also'])}"] * bool(row["also"])
     return f'{text(row["reason"])}<br><span class="dim">{"; ".join([source, *map(text, more)])}</span>{_parts_html(row)}'
 
-# %% ../nbs/35_report.ipynb #5d34a488
+# %% ../nbs/35_report.ipynb #bb0507dd
 def claims_html(verdicts,  # rows of claims.collect
                 entries=()):
     "The table of verdicts, a line for each form of each claim; empty where there are none."
@@ -200,18 +200,22 @@ def claims_html(verdicts,  # rows of claims.collect
     for name, own in ((name, list(own)) for name, own in groupby(verdicts, key=lambda row: row["claim"])):
         for place, row in enumerate(own):
             first = f'<th scope="rowgroup" rowspan="{len(own)}" id="claim-{slug(name)}"><code>{text(name)}</code><br><span class="dim">{text(row["reference"])}</span></th>' if place == 0 else ""
-            body.append(f'<tr class="{"first" if place == 0 else "next"}">{first}<td>{text(row["form"])}<br><span class="dim">{text(row["statement"])}</span></td><td>{badge(row["verdict"])}</td><td>{_numbers(row)}</td><td class="remark">{_evidence_html(row, names)}</td></tr>')
-    tally = "; ".join(f"{sum(row['verdict'] == word for row in verdicts)} {word}" for word in SIGNS)
+            says = "the same, judged on recorded runs" if row["basis"] == RECORDS else row["statement"]
+            body.append(f'<tr class="{"first" if place == 0 else "next"}">{first}<td>{text(row["form"])}<br><span class="dim">{text(says)}</span></td><td>{badge(row["verdict"])}</td><td>{_numbers(row)}</td><td class="remark">{_evidence_html(row, names)}</td></tr>')
+    batch = [row for row in verdicts if row["basis"] != RECORDS]
+    count = lambda rows: "; ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in SIGNS if rows is batch or any(row["verdict"] == word for row in rows))
+    kept = [row for row in verdicts if row["basis"] == RECORDS]
+    tally = f"{len(batch)} verdicts: {count(batch)}." + (f" {len(kept)} more on recorded runs, which were trained earlier and take too long for this scale: {count(kept)}." if kept else "")
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Claim", "Form and statement", "Verdict", "Effect [interval], pairs", "Reason and evidence"))
-    return (f'<section id="claims" class="top"><h2>The claims</h2><p class="tally">{len(verdicts)} verdicts: {tally}. A claim is reproduced where the whole interval of the mean paired difference lies above a margin that was fixed in advance, not reproduced where it lies below, '
+    return (f'<section id="claims" class="top"><h2>The claims</h2><p class="tally">{tally} A claim is reproduced where the whole interval of the mean paired difference lies above a margin that was fixed in advance, not reproduced where it lies below, '
             'and undecided otherwise, or with fewer than five pairs of seed and signal. Where a claim has parts, the numbers are those of the part that decides.</p>'
             f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div></section>')
 
-# %% ../nbs/35_report.ipynb #330395e7
+# %% ../nbs/35_report.ipynb #384034c4
 def _own_claims(verdicts):
     "The verdicts whose evidence an experiment carries, for its section."
     if not verdicts: return ""
-    return "<h3>Claims</h3>" + "".join(f'<p><a href="#claim-{slug(row["claim"])}"><code>{text(row["claim"])}</code></a>, {text(row["form"])}<br>{badge(row["verdict"])}</p>' for row in verdicts)
+    return "<h3>Claims</h3>" + "".join(f'<p><a href="#claim-{slug(row["claim"])}"><code>{text(row["claim"])}</code></a>, {text(row["form"])}{", recorded runs" * (row["basis"] == RECORDS)}<br>{badge(row["verdict"])}</p>' for row in verdicts)
 
 def _recorded_words(record):
     "How many of an experiment's runs were read from records of an earlier time, in a sentence; empty where none was."

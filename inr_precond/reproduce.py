@@ -334,7 +334,7 @@ def execute(job, out, display, head):  # head: what a line of progress begins wi
     job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
     save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
 
-# %% ../nbs/33_reproduce.ipynb #4882a115
+# %% ../nbs/33_reproduce.ipynb #430ab934
 def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv`, `claims.json` and `report.html` from what there is now."
     import csv
@@ -345,19 +345,19 @@ def gather(jobs, out, scale, provenance):
     for job in jobs:
         record = read_record(out, job.name) or {}
         collected[job.name] = {**job.entry(), **{k: record.get(k) for k in ("title", "note", "metrics", "runs", "data", "verdict")}}
-        numbers = {name: value for name, value in (record.get("metrics") or {}).items() if name != "claims"}  # evidence belongs to claims.json
+        numbers = {name: value for name, value in (record.get("metrics") or {}).items() if name not in claims.BLOCKS.values()}  # evidence belongs to claims.json
         rows.writerows([job.name, name, value] for name, value in flat(numbers) if isinstance(value, (int, float)))
     save(Path(out) / "metrics.json", json.dumps({"scale": scale, "provenance": provenance, "experiments": collected}, indent=1))
     save(Path(out) / "metrics.csv", table.getvalue())
     return write_report(out, scale, [job.entry() for job in jobs], provenance, judge(jobs, out, scale, provenance))
 
-# %% ../nbs/33_reproduce.ipynb #f1c015f0
+# %% ../nbs/33_reproduce.ipynb #6e2b1a4b
 def judge(jobs, out, scale, provenance):
     "Write `claims.json`, the verdicts on the registered claims, and return their rows."
     entries = [{**job.entry(), "record": read_record(out, job.name)} for job in jobs]
     rows = claims.collect(entries, scale)
     for row in rows:
-        if row["experiment"] == claims.CHAPTER: row["provenance"] = provenance
+        if row["basis"] == claims.SAMPLES: row["provenance"] = provenance
     found = {"scale": scale, "provenance": provenance, "tail": claims.TAIL, "pairs_needed": claims.MIN_PAIRS, "claims": rows, "unregistered": claims.unregistered(entries)}
     save(Path(out) / "claims.json", json.dumps(found, indent=1, allow_nan=False))
     return rows

@@ -69,7 +69,6 @@ def test_bounds_are_on_the_safe_side():
     bounded = [(.5, .5), (.7, .7), (.6, INF), (.8, INF), (.9, .9)]
     assert claims.limits(bounded) == (low, INF) and low < high < INF
     assert claims.limits([(-b, -a) for a, b in bounded]) == (-INF, -low)
-    assert claims.lower_limit([.5, .7, .6, INF, .9]) == claims.lower_limit([.5, .7, .6, .9, .9])  # a value without an end counts as the largest known one
 
 
 def cut_off(rng, n, a_end, b_end):
@@ -392,6 +391,22 @@ def test_odd_blocks_do_not_stop_a_batch(made_up, block):
     assert len(found) == 3 and found[0]["verdict"] in (UNDECIDED, NOT_RUN, REPRODUCED)
     if isinstance(block, dict) and GOOD in (block["one"].get("differences") if isinstance(block["one"], dict) else None, (block["one"].get("corrected") or {}).get("differences") if isinstance(block["one"], dict) else None): assert found[0]["verdict"] == REPRODUCED
     claims.table_text(found); claims.unregistered([entry("home", block)])
+
+
+def test_recorded_evidence_has_its_own_verdict(made_up):
+    "Judged beside the batch's and not pooled with it, also at smoke, whose own runs rank nothing. Catches recorded pairs that decide for the batch."
+    four = {"one": {"printed": {"differences": GOOD[:4]}}}
+    found = claims.collect([{**entry("home", four), "record": {"metrics": {"claims": four, "recorded_claims": {"one": {"printed": {"differences": BAD}}, "new": {}}}}}], "smoke")
+    assert [(r["claim"], r["basis"], r["verdict"], r["n"], r["scale"]) for r in found][:2] == [("one", "runs of this batch", UNDECIDED, 4, "smoke"), ("one", "recorded runs", REJECTED, 5, "recorded")]
+    assert len(found) == 4 and claims.unregistered([{"record": {"metrics": {"recorded_claims": {"new": {}}}}}]) == ["new"]
+    assert "printed, records  not reproduced" in claims.table_text(found)
+
+
+def test_relu_pe_from_runs():
+    "Its Adam has another rate, and its ESGD an option of its own: the labels of that experiment are found."
+    data = pd.concat([rows({"Adam 1e-3": 1}, psnr=31.), rows({"ESGD released, lr 0.1": 1}, psnr=30.), rows({"ESGD mended, lr 0.1": 1}, psnr=32.)])
+    given = claims.from_rows("relu-pe-image", data, "Adam 1e-3")["relu-pe-image"]
+    assert [claims.judge("relu-pe-image", given[form], form=form).verdict for form in ("printed", "corrected")] == [REPRODUCED, REJECTED]
 
 
 def test_recorded_runs_are_counted(made_up):
