@@ -187,7 +187,7 @@ def _decide(found, needed, short):
     if found.method == "order statistics" and not (math.isfinite(found.low) or math.isfinite(found.high)): return UNDECIDED, "too many runs did not arrive for an interval"
     return UNDECIDED, "the interval contains the margin"
 
-# %% ../nbs/32_claims.ipynb #8a5f41e5
+# %% ../nbs/32_claims.ipynb #331fb9c4
 @dataclass(frozen=True)
 class Verdict:
     "The verdict on one form of a claim, with its parts; effect, interval, margin and unit are those of the part that decides."
@@ -215,12 +215,12 @@ def combine(results):
     for verdict in (REJECTED, UNDECIDED, REPRODUCED):
         these = [i for i, r in enumerate(results) if r.verdict == verdict]
         if these: break
-    i = min(these, key=lambda j: _strength(results[j]))
+    i = min(these, key=lambda j: (results[j].n == 0, _strength(results[j])))  # a part without a pair has no numbers to show
     if len(results) == 1: return verdict, results[0].reason, 0
     if verdict == REPRODUCED: return verdict, f"all {len(results)} parts; the weakest: {results[i].name}", i
-    if verdict == UNDECIDED and len({results[j].reason for j in these}) == 1: words = f"{len(these)} of {len(results)} parts" if len(these) > 1 else results[i].name
-    else: words = results[i].name + (f" (and {len(these) - 1} more)" if len(these) > 1 else "")
-    return verdict, f"{words}: {results[i].reason}", i
+    if verdict == REJECTED: return verdict, results[i].name + (f" (and {len(these) - 1} more)" if len(these) > 1 else "") + f": {results[i].reason}", i
+    reasons = {why: [results[j].name for j in these if results[j].reason == why] for why in dict.fromkeys([results[i].reason] + [results[j].reason for j in these])}
+    return verdict, "; ".join(f"{names[0] if len(names) == 1 else f'{len(names)} of {len(results)} parts'}: {why}" for why, names in reasons.items()), i
 
 # %% ../nbs/32_claims.ipynb #9c5f2203
 def pieces(name, form, evidence):

@@ -191,7 +191,7 @@ def _evidence_html(row, names):
     more = [f"signals: {', '.join(row['signals'])}"] * bool(row["signals"] and row["experiment"] in names) + [f"also measured by {', '.join(row['also'])}"] * bool(row["also"])
     return f'{text(row["reason"])}<br><span class="dim">{"; ".join([source, *map(text, more)])}</span>{_parts_html(row)}'
 
-# %% ../nbs/35_report.ipynb #bb0507dd
+# %% ../nbs/35_report.ipynb #ede447f8
 def claims_html(verdicts,  # rows of claims.collect
                 entries=()):
     "The table of verdicts, a line for each form of each claim; empty where there are none."
@@ -205,7 +205,7 @@ def claims_html(verdicts,  # rows of claims.collect
     batch = [row for row in verdicts if row["basis"] != RECORDS]
     count = lambda rows: "; ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in SIGNS if rows is batch or any(row["verdict"] == word for row in rows))
     kept = [row for row in verdicts if row["basis"] == RECORDS]
-    tally = f"{len(batch)} verdicts: {count(batch)}." + (f" {len(kept)} more on recorded runs, which were trained earlier and take too long for this scale: {count(kept)}." if kept else "")
+    tally = f"{len(batch)} verdict{'s' * (len(batch) != 1)}: {count(batch)}." + (f" {len(kept)} more on recorded runs, which were trained earlier and take too long for this scale: {count(kept)}." if kept else "")
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Claim", "Form and statement", "Verdict", "Effect [interval], pairs", "Reason and evidence"))
     return (f'<section id="claims" class="top"><h2>The claims</h2><p class="tally">{tally} A claim is reproduced where the whole interval of the mean paired difference lies above a margin that was fixed in advance, not reproduced where it lies below, '
             'and undecided otherwise, or with fewer than five pairs of seed and signal. Where a claim has parts, the numbers are those of the part that decides.</p>'
@@ -358,7 +358,7 @@ section.top{margin-top:1.6rem}
 .interval.undecided-at-this-scale{color:var(--open)}
 """
 
-# %% ../nbs/35_report.ipynb #86dde26f
+# %% ../nbs/35_report.ipynb #b83ce1ef
 SCALE_TEXT = {"smoke": "At scale smoke every notebook runs for seconds on small pictures: it shows that everything works, and its numbers say nothing about the methods.",
               "quick": "At scale quick the runs are a fraction of the paper's: one seed decides no order, and runs that are too short to rank are marked.",
               "laptop": "At scale laptop the main comparisons have the paper's number of steps, on several seeds.",
@@ -374,6 +374,7 @@ def lead(scale, entries):
              f"{done} of {len(entries)} experiments have results" + (f", {count['failed']} failed" if count["failed"] else "") + (f"; images: {', '.join(names)}." if names else ".")]
     if "astronaut" in names and "lion" not in names:
         parts.append("The photograph of an astronaut that comes with scikit-image stands for the paper's images.")
+    if any(_recorded_words(e.get("record") or {}) for e in entries): parts.append("Results that rest on records of an earlier time are marked.")
     return " ".join(parts)
 
 def page(out, scale, entries, provenance, width=1800, verdicts=()):  # width: of embedded pictures, pixels; verdicts: rows of claims.collect

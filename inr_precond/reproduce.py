@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
-           'library_hash', 'data_hashes', 'run_hashes', 'before_execution', 'after_execution', 'why', 'read_state',
-           'data_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall',
-           'machine', 'execute', 'gather', 'judge', 'run_batch', 'only_batch', 'disk_sentence', 'arguments',
+           'library_hash', 'data_hashes', 'run_hashes', 'records_hash', 'before_execution', 'after_execution', 'why',
+           'read_state', 'data_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job',
+           'recall', 'machine', 'execute', 'gather', 'judge', 'run_batch', 'only_batch', 'disk_sentence', 'arguments',
            'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary', 'verdict_lines',
            'stoppable', 'main']
 
@@ -112,7 +112,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #9475bc31
+# %% ../nbs/33_reproduce.ipynb #db0a6b03
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now; of a recorded run the hash of its record."
     hashes = {}
@@ -125,20 +125,26 @@ def _recorded_file(key):
     from inr_precond.runs import RECORDS
     return RECORDS / f"{key}.json"
 
+def records_hash(record):
+    "Hash of the records of earlier runs, for an experiment that draws them (its metrics have `recorded_claims`, be it empty); None for another."
+    if claims.BLOCKS[claims.RECORDS] not in (record.get("metrics") or {}): return None
+    from inr_precond.runs import RECORDS
+    return digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in sorted(RECORDS.glob("*.json"))])
+
 def before_execution(path, parameters):
     "Hashes of what goes into a notebook."
     kept = {k: v for k, v in parameters.items() if k not in ("out", "workers")}
     return {"source": source_hash(path), "parameters": digest(kept), "library": library_hash()}
 
 def after_execution(out, record, parameters):
-    "Hashes of the data and runs that a notebook has used, and the image that stood for `image=None`."
-    used = {"data": data_hashes(sorted({d["name"] for d in record.get("data", [])})), "runs": {r["key"]: r.get("metrics_sha256") for r in record.get("runs", [])}}
+    "Hashes of the data, runs and records that a notebook has used, and the image that stood for `image=None`."
+    used = {"data": data_hashes(sorted({d["name"] for d in record.get("data", [])})), "runs": {r["key"]: r.get("metrics_sha256") for r in record.get("runs", [])}, "records": records_hash(record)}
     if used["data"] and parameters.get("image") is None:
         from inr_precond.data.images import default_image
         used["default"] = default_image()
     return used
 
-# %% ../nbs/33_reproduce.ipynb #93e94a91
+# %% ../nbs/33_reproduce.ipynb #767e8d9d
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
@@ -152,6 +158,7 @@ def why(path, parameters, out):
     if missing: return f"{missing[0]} is missing"
     if run_hashes(out, record) != parts.get("runs"): return "its runs changed"
     used = after_execution(out, record, parameters)
+    if used["records"] != parts.get("records"): return "the records changed"
     return "" if (used["data"], used.get("default")) == (parts.get("data"), parts.get("default")) else "the data changed"
 
 def read_state(out, name):

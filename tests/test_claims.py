@@ -181,6 +181,13 @@ def test_weakest_part_is_shown(made_up):
     assert found.verdict == REPRODUCED and found.effect == pytest.approx(1.) and "A before B" in found.reason
 
 
+def test_reasons_of_an_undecided_conjunction(made_up):
+    "Each reason once with its parts; the numbers are of a part that has some. Catches 'no evidence' on one part that hides what is known of the others."
+    found = made_up.judge("two", {"parts": {"A before C, seconds": GOOD[:3]}})
+    assert found.verdict == UNDECIDED and found.reason == "A before C, seconds: 3 pairs, 5 are needed; A before B, seconds: no evidence" and found.n == 3
+    assert made_up.judge("two", {"parts": {f"A before {x}, seconds": GOOD[:3] for x in "BC"}}).reason == "2 of 2 parts: 3 pairs, 5 are needed"
+
+
 def test_multiplicity():
     "The upper limit of each of k parts is taken at 2.5 %/k, the lower at 2.5 %. Catches an uncorrected rejection, and a correction where none is due."
     part, d = Part("a", "a > 0", "dB"), [-1., -2., -.6, -1.2, -.3]

@@ -197,7 +197,7 @@ def test_verdicts_on_recorded_runs_stand_apart(tmp_path):
     "In a row of their own, named as such, and not counted with those of the batch. Catches an earlier time's result passed off as this batch's."
     made = judged(tmp_path, [{**ROW, "verdict": "undecided at this scale"}, {**ROW, "basis": "recorded runs"}])
     assert "the same, judged on recorded runs" in made and made.count("ESGD &lt; Adam") == 1 and 'rowspan="2"' in made and "printed, recorded runs<br>" in made
-    assert "1 verdicts: 0 reproduced" in made and "1 more on recorded runs" in made and "1 reproduced." in made
+    assert "1 verdict: 0 reproduced" in made and "1 more on recorded runs" in made and "1 reproduced." in made
     assert "recorded runs" not in judged(tmp_path, [ROW])
 
 
@@ -221,7 +221,7 @@ def test_interval_picture(low, high, arrows):
 
 def test_records_of_an_earlier_time_are_labelled(tmp_path):
     "A reader must see that a curve was not computed in this batch."
-    assert "records of an earlier time" not in judged(tmp_path, [])
+    assert "records of an earlier time" not in judged(tmp_path, []) and "of an earlier time are marked" in judged(tmp_path, [], recorded=2)
     assert "1 of 2 runs are records of an earlier time" in judged(tmp_path, [], runs=[{"key": "a", "recorded": True, "status": "finished"}, {"key": "b", "recorded": False, "status": "finished"}])
     assert "4 of 0" not in (made := judged(tmp_path, [], recorded=1)) and "1 of 1 runs" in made
 

@@ -112,6 +112,23 @@ def test_recorded_runs_do_not_count_as_changed(place, monkeypatch):
     assert reproduce.run_hashes(place / "results", record) == {"r": hashlib.sha256(b"x").hexdigest(), "s": None}
 
 
+def test_new_records_are_a_change(place, monkeypatch):
+    "A record that is added, altered or removed, for an experiment that draws records and for no other. Catches a report that shows the verdict of fewer recorded runs than there are."
+    from inr_precond import runs
+    monkeypatch.setattr(runs, "RECORDS", place / "kept")
+    notebook(place / "nbs", "draws", "finish('draws', metrics={'recorded_claims': {}})"); notebook(place / "nbs", "other", "finish('other')")
+    assert batch() == 0
+    (place / "kept").mkdir()
+    why = lambda name: reproduce.why(place / "nbs" / f"{name}.ipynb", {"scale": "smoke", "out": "../results/smoke"}, Path("results/smoke"))
+    assert why("draws") == why("other") == ""
+    (place / "kept" / "r.json").write_text("x")
+    assert why("draws") == "the records changed" and why("other") == ""
+    assert batch() == 0 and why("draws") == ""
+    (place / "kept" / "r.json").write_text("y"); assert why("draws") == "the records changed"
+    (place / "kept" / "r.json").write_text("x"); assert why("draws") == ""
+    (place / "kept" / "r.json").unlink(); assert why("draws") == "the records changed"
+
+
 def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
     "Source, parameters, library, data, runs and outputs: each change is seen and named; without one nothing is executed."
     notebook(place / "nbs", "a", "finish('a', [{'key': 'r', 'metrics_sha256': __import__('hashlib').sha256(b'x').hexdigest()}], [{'name': 'astronaut', 'sha256': '', 'source': ''}])")
