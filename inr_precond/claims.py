@@ -568,7 +568,7 @@ def _signals(given, record):
     named = [str(pair[0]) for pairs in lists for pair in pairs if isinstance(pair, (list, tuple)) and pair]
     return tuple(dict.fromkeys(named)) or tuple(d["name"] for d in record.get("data") or [])
 
-# %% ../nbs/32_claims.ipynb #697569a4
+# %% ../nbs/32_claims.ipynb #a3d2fc5f
 def _row(known, form, scale, verdict, **more):
     "One entry of claims.json; numbers that are not finite become null."
     plain = lambda x: x if not isinstance(x, float) or math.isfinite(x) else None
@@ -593,6 +593,7 @@ def collect(entries,  # [{"name", "record", "status", "provenance"}]: what a bat
     for known in CLAIMS.values():
         for form in known.forms:
             found, kept = _candidates(known, form, entries), _candidates(known, form, entries, RECORDS)
+            if known.name in OWN: found = [c for c in found if _count(c[1]) >= known.pairs]  # fewer samples than it needs take nothing from its own
             if found: rows.append(_judged(known, form, scale, found))
             elif known.name in OWN: rows.append(_judged(known, form, scale, [({"name": CHAPTER, "record": {}}, own_evidence(known.name)[form])], SAMPLES))
             else: rows.append(_row(known, form, scale, _not_run(known, form, entries)))
