@@ -56,8 +56,13 @@ def precondition(
     power = lambda p: (Q * d ** p) @ Q.T
     return power(-.5) @ H @ power(-.5) if side == "both" else power(-1.) @ H
 
-# %% ../nbs/02_preconditioning.ipynb #e812337e
+# %% ../nbs/02_preconditioning.ipynb #91657b3d
 KINDS = ("identity", "jacobi", "equilibration", "exact")
+
+def _row_norms(H: Tensor) -> Tensor:
+    "2-norms of the rows; scaled first, so that the squares of tiny entries do not underflow to zero."
+    top = H.abs().amax(1)
+    return top * (H / torch.where(top > 0, top, 1.)[:, None]).norm(dim=1)
 
 def preconditioner(
     H,                    # (P, P) symmetric
@@ -68,10 +73,11 @@ def preconditioner(
     if kind not in KINDS: raise ValueError(f"preconditioner was given kind={kind!r}: pass one of {', '.join(map(repr, KINDS))}.")
     H, damping = _symmetric("preconditioner", H), _damping("preconditioner", damping)
     if kind == "identity": return torch.ones(len(H), dtype=H.dtype)
-    e, Q = torch.linalg.eigh(H)
-    shift = damping * e.abs().max()
-    if kind == "exact": return (Q * (e.abs() + shift)) @ Q.T
-    return (H.diagonal().abs() if kind == "jacobi" else H.norm(dim=1)) + shift
+    if kind == "exact":
+        e, Q = torch.linalg.eigh(H)
+        return (Q * (e.abs() + damping * e.abs().max())) @ Q.T
+    shift = damping * torch.linalg.eigvalsh(H).abs().max() if damping else 0.
+    return (H.diagonal().abs() if kind == "jacobi" else _row_norms(H)) + shift
 
 # %% ../nbs/02_preconditioning.ipynb #f550d365
 def spectrum(H) -> Tensor: # (P,) float64
@@ -144,14 +150,14 @@ def gej_bound(
     found = math.log(2) - _log_det(H) + mean * (1 if printed else len(H))
     return found if log else _exp(found)
 
-# %% ../nbs/02_preconditioning.ipynb #066c551b
+# %% ../nbs/02_preconditioning.ipynb #c7ed793a
 def equilibration_factor(
     H,                 # (N, N)
     log: bool = False, # the natural logarithm, which does not underflow
 ) -> float: # in (0, 1]
     "What equilibration, one-sided, multiplies the bound (11) by: det(D^E) (norm_F / sqrt N)^-N <= 1. ValueError where a row is zero."
     H = _matrix("equilibration_factor", H)
-    r = H.norm(dim=1)
+    r = _row_norms(H)
     if not r.all(): raise ValueError(f"equilibration_factor was given a matrix with {int((r == 0).sum())} rows of zeros, which cannot be scaled: leave those parameters out.")
     found = float(r.log().sum()) - len(H) * math.log(float(H.norm()) / math.sqrt(len(H)))
     return min(found, 0.) if log else math.exp(min(found, 0.))
