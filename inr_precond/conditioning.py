@@ -79,7 +79,7 @@ def preconditioner(
     shift = damping * torch.linalg.eigvalsh(H).abs().max() if damping else 0.
     return (H.diagonal().abs() if kind == "jacobi" else _row_norms(H)) + shift
 
-# %% ../nbs/02_preconditioning.ipynb #f550d365
+# %% ../nbs/02_preconditioning.ipynb #2c1e460f
 def spectrum(H) -> Tensor: # (P,) float64
     "The singular values of a square matrix, largest first."
     return torch.linalg.svdvals(_matrix("spectrum", H))
@@ -89,7 +89,7 @@ def effective_rank(
     tol: float = 1e-12,   # relative to the largest singular value
 ) -> int:
     "How many singular values exceed tol * sigma_max; 0 for a zero matrix."
-    sigma = spectrum(H)
+    sigma = torch.linalg.svdvals(_matrix("effective_rank", H))
     return int((sigma > _damping("effective_rank", tol) * sigma[0]).sum())
 
 def condition_number(
