@@ -16,7 +16,7 @@ from .inr import INR, Activation, GaborLayer, Gaussian, Linear, ReLU, Sine, Wave
 
 # %% auto #0
 __all__ = ['Problem', 'custom_nodes', 'check_twice_differentiable', 'hessian', 'value_and_grad', 'value_grad_hvp', 'hvp',
-           'ggn_vp', 'rademacher_like', 'hutchinson_diagonal', 'equilibration']
+           'ggn_vp', 'rademacher_like', 'hutchinson_diagonal', 'equilibration', 'value_grad_layers']
 
 # %% ../nbs/01_curvature.ipynb #08160794
 def _mismatch(outputs, targets) -> ValueError:
@@ -321,7 +321,7 @@ class _Map:
         "d h^T, a tensor of its own"
         return _onednn_nt(d, h, None, "none", [], "") if self.fast else torch.mm(d, h.t())
 
-# %% ../nbs/01_curvature.ipynb #494aec9f
+# %% ../nbs/01_curvature.ipynb #74e96a08
 def _add(total: list, i: int, term: Tensor):
     "total[i] += term"
     total[i] = term if total[i] is None else total[i].add_(term)
@@ -348,14 +348,14 @@ class _Sweep:
         for m, w, d in terms: total = m.down(w, d, self.pool) if total is None else total.add_(m.down(w, d, self.pool))
         return total
 
-    def backward(self, d: Tensor, grads: list):
-        "Adds the gradient of <d, outputs> to `grads`."
+    def backward(self, d: Tensor, grads: list | None):
+        "Adds the gradient of <d, outputs> to `grads`; None: only the d of every map, which stay in `self.d`."
         self.d, self.t, ds = {}, {}, [d]
         for s in range(len(self.stages) - 1, self.first - 1, -1):
             maps, self.d[s] = self.stages[s][1], ds
             for m, d in zip(maps, ds):
-                if m.ib is not None: _add(grads, m.ib, d.sum(1)) # first, while d is in the cache
-                if m.iw is not None: _add(grads, m.iw, m.outer(d, self.h[s]))
+                if m.ib is not None and grads is not None: _add(grads, m.ib, d.sum(1)) # first, while d is in the cache
+                if m.iw is not None and grads is not None: _add(grads, m.iw, m.outer(d, self.h[s]))
             if s == self.first: return
             jet = self.jets[s - 1]
             self.t[s - 1] = t = self.down([(m, m.w, d) for m, d in zip(maps, ds)])
@@ -396,9 +396,11 @@ class _Tangent(_Sweep):
             for rd, qi in zip(rds, self.q[s - 1]):
                 if qi is not None: rd.addcmul_(t, qi, value=jet.k2 / jet.k1)
 
-# %% ../nbs/01_curvature.ipynb #a8dcb7e1
+# %% ../nbs/01_curvature.ipynb #0dda51c2
 def _hooked(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in m.__dict__)
+    "Whether hooks could change what the module computes; a forward hook marked `watches_only` promises not to."
+    changes = m._forward_hooks and not all(getattr(h, "watches_only", False) for h in m._forward_hooks.values())
+    return bool(changes or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in m.__dict__)
 
 _GLOBAL_HOOKS = [getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")]
 
@@ -474,10 +476,10 @@ def _stages(model: INR, params, vectors, fast: bool, pool: _Pool) -> tuple[list,
     wanted = [s for s, (_, maps) in enumerate(stages) if any(m.iw is not None or m.ib is not None for m in maps)]
     return stages, wanted[0] if wanted else len(stages)
 
-# %% ../nbs/01_curvature.ipynb #45f666e8
+# %% ../nbs/01_curvature.ipynb #d1c871b8
 @torch.no_grad()
-def _sweep(problem: Problem, params, vectors, kind: str):
-    "`kind`: \"grad\", \"hvp\" or \"ggn\" -> loss, gradient, product."
+def _sweep(problem: Problem, params, vectors, kind: str, look: Callable | None = None):
+    "`kind`: \"grad\", \"hvp\" or \"ggn\" -> loss, gradient, product. `look(sweep, H_c, rows)` sees each tile after its gradient, in memory of its own."
     model, x, y = problem.model, problem.inputs, problem.targets
     model.check(x)
     shape = (*x.shape[:-1], len(model.layers[-1]._parameters["weight"]))
@@ -493,10 +495,11 @@ def _sweep(problem: Problem, params, vectors, kind: str):
     for lo in range(0, rows, step):
         xs, ys = (x, y) if step >= rows else (x[lo:lo + step], y[lo:lo + step])
         tile.at = 0
-        sweep = _Sweep(stages, first, 1, tile) if kind == "grad" else _Tangent(stages, first, 2, tile)
+        sweep = _Sweep(stages, first, 1, tile if look is None else _Pool()) if kind == "grad" else _Tangent(stages, first, 2, tile)
         part, curvature, d = _cost(problem.loss, sweep.forward(xs.t().contiguous()), ys.t(), n)
         loss = part if loss is None else loss.add_(part)
         if wanted and kind != "ggn": sweep.backward(d, grads)
+        if wanted and look is not None: look(sweep, curvature, slice(lo, lo + step))
         if wanted and kind == "hvp": sweep.backward_tangent(sweep.tangent().mul_(curvature), out)
         if wanted and kind == "ggn": sweep.backward(sweep.tangent().mul_(curvature), out)
     if x.device.type == "cpu": _pools[model] = tile, call
@@ -616,3 +619,45 @@ def equilibration(
     for _ in range(samples):
         for t, h in zip(total, product(draw(params, generator))): t.addcmul_(h, h)
     return tuple(t.div_(samples).sqrt_() for t in total)
+
+# %% ../nbs/01_curvature.ipynb #8f48eafb
+def _roots(kind: str, curvature: Tensor | float, shape: tuple, probe: Tensor | None, like: Tensor) -> list[Tensor]:
+    "The vectors (C, B) that a kind sends back from the outputs: the columns of R = sqrt(H_c), or R times a probe."
+    root = curvature**.5 if isinstance(curvature, float) else curvature.sqrt()
+    if kind == "sampled": return [probe * root]
+    columns = [like.new_zeros(shape) for _ in range(shape[0])]
+    for c, u in enumerate(columns): u[c] = root if isinstance(root, float) else root[c]
+    return columns
+
+def _looker(seen: list, kinds: Sequence[str], probes: Tensor | None) -> Callable:
+    "Collects what the layers of each tile see."
+    def look(sweep: _Sweep, curvature, rows: slice):
+        sent = {"empirical": [sweep.d]} if "empirical" in kinds else {}
+        out = sweep.d[len(sweep.stages) - 1][0]
+        for kind in kinds:
+            if kind == "empirical": continue
+            sent[kind] = []
+            for u in _roots(kind, curvature, tuple(out.shape), None if probes is None else probes[rows].t(), out):
+                sweep.backward(u, None)
+                sent[kind].append(sweep.d)
+        for s, (_, maps) in list(enumerate(sweep.stages))[sweep.first:]:
+            for j, m in enumerate(maps): seen.append((m.w, sweep.h[s].t(), {kind: [d[s][j].t() for d in ds] for kind, ds in sent.items()}))
+    return look
+
+# %% ../nbs/01_curvature.ipynb #10fc1ae8
+def value_grad_layers(
+    problem: Problem,              # to which the sweeps apply: an INR of this package with a named loss
+    params: Sequence[Tensor],      # differentiated with respect to these
+    kinds: Sequence[str] = ("empirical",), # any of "empirical", "exact", "sampled"
+    generator: torch.Generator | None = None, # draws the signs of "sampled"; None: torch's global one
+) -> tuple[Tensor, tuple[Tensor, ...], list[tuple[Tensor, Tensor, dict[str, list[Tensor]]]]]: # loss; gradients; (weight, phi (B, in), kind -> deltas (B, out)) for each linear map and tile of rows
+    "The loss, its gradient, and what every linear map from the first wanted one on sees; no second forward. ValueError where the sweeps do not apply."
+    params, kinds = tuple(params), tuple(kinds)
+    odd = next((k for k in kinds if k not in ("empirical", "exact", "sampled")), None)
+    if odd is not None: raise ValueError(f"value_grad_layers was given the kind {odd!r}: pass any of \"empirical\", \"exact\", \"sampled\".")
+    reason = _why_not(problem, params)
+    if reason is not None: raise ValueError(f"value_grad_layers does not apply because {reason}: use hooks, as chapter 14 does.")
+    probes = rademacher_like([problem.targets.reshape(-1, problem.targets.shape[-1])], generator)[0] if "sampled" in kinds else None
+    seen = []
+    loss, grads, _ = _sweep(problem, params, None, "grad", _looker(seen, kinds, probes))
+    return loss, grads, seen
