@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-# %% ../nbs/02_preconditioning.ipynb #838bd755
+# %% ../nbs/02_preconditioning.ipynb #a5acd4f0
 def _matrix(who: str, H) -> Tensor:
     "H as a square float64 tensor. ValueError in one sentence where it cannot be one."
     H = torch.as_tensor(H).detach()
@@ -29,16 +29,21 @@ def _symmetric(who: str, H) -> Tensor:
     if gap > 1e-6 * size: raise ValueError(f"{who} was given a matrix that differs from its transpose by {gap:.1e} (largest entry {size:.1e}): pass a symmetric one.")
     return (H + H.T) / 2
 
+def _decompose(lapack, H: Tensor):
+    "lapack(H); where its iteration gives up on entries of very different size, those far below the rounding error of the largest are set to zero first."
+    try: return lapack(H)
+    except torch.linalg.LinAlgError: return lapack(torch.where(H.abs() < 1e-40 * H.abs().max(), 0., H))
+
 def _damping(who: str, damping: float) -> float:
     if not (isinstance(damping, (int, float)) and damping >= 0 and math.isfinite(damping)): raise ValueError(f"{who} was given damping={damping!r}: pass a finite number >= 0, relative to the largest singular value.")
     return float(damping)
 
-# %% ../nbs/02_preconditioning.ipynb #d52fd0e5
+# %% ../nbs/02_preconditioning.ipynb #dd8eea0a
 def _eigen(D, shape) -> tuple[Tensor, Tensor | None]:
     "The eigenvalues of D, and its eigenvectors where it is not a diagonal. ValueError where D does not fit or is not positive definite."
     D, Q = torch.as_tensor(D).detach().double(), None
     if D.shape not in (shape[:1], shape): raise ValueError(f"precondition was given D of shape {tuple(D.shape)} for a matrix of shape {tuple(shape)}: pass the diagonal, shape {tuple(shape[:1])}, or a matrix of the same shape.")
-    if D.ndim == 2: D, Q = torch.linalg.eigh(_symmetric("precondition", D))
+    if D.ndim == 2: D, Q = _decompose(torch.linalg.eigh, _symmetric("precondition", D))
     bad = int((~((D > 0) & torch.isfinite(D))).sum())
     if bad: raise ValueError(f"precondition was given D with {bad} of {len(D)} {'entries' if Q is None else 'eigenvalues'} that are not positive and finite: damp it, e.g. preconditioner(H, kind, damping=1e-6).")
     return D, Q
@@ -56,7 +61,7 @@ def precondition(
     power = lambda p: (Q * d ** p) @ Q.T
     return power(-.5) @ H @ power(-.5) if side == "both" else power(-1.) @ H
 
-# %% ../nbs/02_preconditioning.ipynb #91657b3d
+# %% ../nbs/02_preconditioning.ipynb #7a496215
 KINDS = ("identity", "jacobi", "equilibration", "exact")
 
 def _row_norms(H: Tensor) -> Tensor:
@@ -74,22 +79,22 @@ def preconditioner(
     H, damping = _symmetric("preconditioner", H), _damping("preconditioner", damping)
     if kind == "identity": return torch.ones(len(H), dtype=H.dtype)
     if kind == "exact":
-        e, Q = torch.linalg.eigh(H)
+        e, Q = _decompose(torch.linalg.eigh, H)
         return (Q * (e.abs() + damping * e.abs().max())) @ Q.T
-    shift = damping * torch.linalg.eigvalsh(H).abs().max() if damping else 0.
+    shift = damping * _decompose(torch.linalg.eigvalsh, H).abs().max() if damping else 0.
     return (H.diagonal().abs() if kind == "jacobi" else _row_norms(H)) + shift
 
-# %% ../nbs/02_preconditioning.ipynb #2c1e460f
+# %% ../nbs/02_preconditioning.ipynb #f9941a6e
 def spectrum(H) -> Tensor: # (P,) float64
     "The singular values of a square matrix, largest first."
-    return torch.linalg.svdvals(_matrix("spectrum", H))
+    return _decompose(torch.linalg.svdvals, _matrix("spectrum", H))
 
 def effective_rank(
     H,                    # (P, P)
     tol: float = 1e-12,   # relative to the largest singular value
 ) -> int:
     "How many singular values exceed tol * sigma_max; 0 for a zero matrix."
-    sigma = torch.linalg.svdvals(_matrix("effective_rank", H))
+    sigma = _decompose(torch.linalg.svdvals, _matrix("effective_rank", H))
     return int((sigma > _damping("effective_rank", tol) * sigma[0]).sum())
 
 def condition_number(
@@ -100,7 +105,7 @@ def condition_number(
     """The condition number (10), at a damping or a rank where one is given.
 
     Undamped and at full rank, an exactly zero sigma_min gives inf, and values above 1e15 are rounding errors of the decomposition, not a property of H. ValueError for a zero matrix."""
-    sigma, damping = torch.linalg.svdvals(_matrix("condition_number", H)), _damping("condition_number", damping)
+    sigma, damping = _decompose(torch.linalg.svdvals, _matrix("condition_number", H)), _damping("condition_number", damping)
     if rank is not None and not (isinstance(rank, int) and 1 <= rank <= len(sigma)): raise ValueError(f"condition_number was given rank={rank!r} for {len(sigma)} singular values: pass an integer from 1 to {len(sigma)}.")
     if sigma[0] == 0: raise ValueError("condition_number was given a matrix of zeros, whose condition number is 0 / 0: there is no curvature to measure.")
     last, shift = float(sigma[(rank or len(sigma)) - 1]), damping * float(sigma[0])
@@ -120,14 +125,14 @@ def probe_variance(
     if estimator == "jacobi": return square + (1 + excess) * H.diagonal().square()
     return 2 * square.square() + excess * H.pow(4).sum(1)
 
-# %% ../nbs/02_preconditioning.ipynb #1e8c2c60
+# %% ../nbs/02_preconditioning.ipynb #3f8f3729
 def damp(
     H,                     # (P, P) symmetric
     damping: float = 1e-6, # lambda relative to the largest singular value of H, >= 0
 ) -> Tensor: # (P, P) float64
     "H with every eigenvalue moved away from zero by lambda: singular values sigma + lambda, H + lambda I where H is positive semi-definite."
     H, damping = _symmetric("damp", H), _damping("damp", damping)
-    e, Q = torch.linalg.eigh(H)
+    e, Q = _decompose(torch.linalg.eigh, H)
     size = e.abs().max()
     sign = torch.where(e < -len(e) * torch.finfo(e.dtype).eps * size, -1., 1.).to(e)
     return H + (Q * (damping * size * sign)) @ Q.T
