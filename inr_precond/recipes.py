@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Recipe', 'option_names', 'register', 'recipes', 'recipe']
 
-# %% ../nbs/16_recipes.ipynb #eb253cae
+# %% ../nbs/16_recipes.ipynb #abdf50c1
 import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 import torch
-from .optim import SGD, Adam, AdaHessian, ESGD
+from .optim import ESGD, KFAC, LBFGS, SGD, AdaHessian, Adam
 
 # %% ../nbs/16_recipes.ipynb #1526344e
 @dataclass(frozen=True)
@@ -92,3 +92,13 @@ _released_adahessian = dict(lr=.15, betas=(.9, .999), eps=1e-4, power=1., update
 register("adahessian-e/released", AdaHessian, "P = sqrt(EMA((Hv)^2)) + eps", "Sec. 7.6.1 and released code", estimator="equilibration", **_released_adahessian)
 register("adahessian-j/released", AdaHessian, "P = sqrt(EMA(|Hv|)) + eps", "released code: neither Jacobi nor equilibration", estimator="root-abs", **_released_adahessian)
 register("adahessian-j/mended", AdaHessian, "P = |EMA(v * Hv)| + eps", "released code with the Jacobi preconditioner of (9)", estimator="jacobi", **_released_adahessian);
+
+# %% ../nbs/16_recipes.ipynb #bff5a995
+_released_kfac = dict(lr=1e-4, betas=(.9, 0.), damping=.1, fisher="empirical", pi=False, then="adam")
+register("kfac/released", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every step", "released code, with an inverse at every step", inverse_every=1, **_released_kfac)
+register("kfac/mended", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every 100", "released code, inverse every 100 steps as in Sec. 7.6.1", inverse_every=100, **_released_kfac)
+register("kfac/paper", KFAC, "(S (x) A + lambda I)^-1 m, pi-corrected damping", "Sec. 7.6.1: lr .1, inverse every 100; damping of the released code", lr=.1, betas=(.9, .95), damping=.1, inverse_every=100);
+
+# %% ../nbs/16_recipes.ipynb #e9375e88
+register("lbfgs/wolfe", LBFGS, "x - lr H_m g, H_m from the last m differences, strong Wolfe line search", "Liu & Nocedal 1989; history of Nocedal & Wright 2006, Sec. 7.2", lr=1., max_iter=20, history_size=10, line_search_fn="strong_wolfe")
+register("lbfgs/torch", LBFGS, "x - lr H_m g, H_m from the last m differences", "torch.optim.LBFGS, its defaults", lr=1., max_iter=20, history_size=100);

@@ -1,6 +1,8 @@
-"""The family of preconditioned optimizers: SGD, Adam, ESGD, AdaHessian."""
+"""The family of preconditioned optimizers: SGD, Adam, ESGD, AdaHessian, K-FAC; and torch's L-BFGS behind the same step."""
 from .adahessian import AdaHessian
 from .base import SGD, Adam, PreconditionedSGD
 from .esgd import ESGD
+from .kfac import KFAC
+from .lbfgs import LBFGS
 
-__all__ = ["SGD", "Adam", "ESGD", "AdaHessian", "PreconditionedSGD"]
+__all__ = ["ESGD", "KFAC", "LBFGS", "SGD", "AdaHessian", "Adam", "PreconditionedSGD"]
