@@ -236,6 +236,7 @@ def test_damped_inverse_of_a_singular_matrix_is_the_pseudo_inverse():
         M = x.T @ x
         torch.testing.assert_close(damped_inverse(M), torch.linalg.pinv(M.double(), hermitian=True, rtol=1e-4).to(dtype), rtol=1e-2, atol=1e-4)
         torch.testing.assert_close(damped_inverse(M, .5) @ (M + .5 * torch.eye(20, dtype=dtype)), torch.eye(20, dtype=dtype), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(damped_inverse(torch.diag(torch.tensor([2., torch.finfo(dtype).eps / 4], dtype=dtype))), torch.diag(torch.tensor([.5, 0.], dtype=dtype)))   # here Cholesky succeeds
         assert damped_inverse(torch.zeros(4, 4, dtype=dtype)).count_nonzero() == 0
         assert damped_inverse(torch.full((2, 2), torch.nan, dtype=dtype)).isnan().all()
 
@@ -422,11 +423,10 @@ def test_a_hook_that_changes_something_still_turns_the_fast_path_off():
 
 
 @pytest.mark.filterwarnings("ignore:Using backward")
-@pytest.mark.parametrize("fisher", ["empirical", "exact"])
-@pytest.mark.parametrize("way", ["problem", "closure", "idiom"])
+@pytest.mark.parametrize("way, fisher", [("problem", "empirical"), ("closure", "exact"), ("idiom", "empirical"), ("idiom", "exact")])
 def test_a_thousand_steps_leak_nothing(way, fisher):
     "A cycle record, graph, hook, record (the cycle collector is off here)."
-    prob = problem(torch.float32)
+    prob = problem(torch.float32, rows=8)
     opt = kfac(prob, lr=1e-3, fisher=fisher, stats_every=2, inverse_every=50)
     def step():
         if way == "problem": opt.step(prob)
@@ -642,7 +642,7 @@ KINDS = [dict(), dict(fisher="exact"), dict(fisher="sampled"), dict(fisher="samp
 
 @pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("way", ["problem", "idiom"])
-@pytest.mark.parametrize("stop", [1, 4, 5])
+@pytest.mark.parametrize("stop", [1, 5])
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_load_continue_is_bit_for_bit(options, stop, way, dtype):
