@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from ..curvature import Problem, _why_not, rademacher_like, value_grad_layers
 from ..inr import Linear, _linear_pointwise, onednn
-from .base import SHARED, PreconditionedSGD, _check_option, _number, _whole, patch_to, root_mean, state_dtype
+from .base import SHARED, PreconditionedSGD, _number, _whole, patch_to, root_mean, state_dtype
 
 # %% ../../nbs/14_kfac.ipynb #65d08c23
 def product_nt(
