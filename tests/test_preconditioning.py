@@ -376,6 +376,12 @@ def test_equilibration_tightens_the_bound_by_the_corrected_factor(n):
     assert equilibration_factor(torch.eye(n)) == pytest.approx(1)
 
 
+def test_the_public_names():
+    "The interface's address of both functions is inr_precond.curvature; they are the same objects."
+    from inr_precond import conditioning, curvature
+    assert curvature.condition_number is conditioning.condition_number and curvature.precondition is conditioning.precondition
+
+
 # ---- input
 
 BAD = [
