@@ -345,6 +345,18 @@ def test_gradient_accumulation_and_two_forwards_in_one_closure():
             for name, (A, S) in whole.factors().items(): torch.testing.assert_close(opt.factors()[name], (A, S))
 
 
+def test_two_losses_of_one_forward_pass_add_up():
+    "The gradient of the last loss alone."
+    prob = problem()
+    a, b = kfac(prob, lr=0.), kfac(prob, lr=0.)
+    a.step(prob)
+    b.zero_grad()
+    error = (prob.model(prob.inputs) - prob.targets).square() / prob.targets.numel()
+    error[:, 0].sum().backward(retain_graph=True); error[:, 1].sum().backward()
+    b.step()
+    for name, (A, S) in a.factors().items(): torch.testing.assert_close(b.factors()[name], (A, S))
+
+
 @pytest.mark.filterwarnings("ignore:Using backward")
 def test_errors_are_one_sentence():
     prob = problem()
