@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Recipe', 'option_names', 'register', 'recipes', 'recipe']
 
-# %% ../nbs/16_recipes.ipynb #abdf50c1
+# %% ../nbs/16_recipes.ipynb #1699a594
 import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 import torch
-from .optim import ESGD, KFAC, LBFGS, SGD, AdaHessian, Adam
+from .optim import ESGD, KFAC, LBFGS, SGD, AdaHessian, Adam, Shampoo
 
 # %% ../nbs/16_recipes.ipynb #1526344e
 @dataclass(frozen=True)
@@ -93,11 +93,21 @@ register("adahessian-e/released", AdaHessian, "P = sqrt(EMA((Hv)^2)) + eps", "Se
 register("adahessian-j/released", AdaHessian, "P = sqrt(EMA(|Hv|)) + eps", "released code: neither Jacobi nor equilibration", estimator="root-abs", **_released_adahessian)
 register("adahessian-j/mended", AdaHessian, "P = |EMA(v * Hv)| + eps", "released code with the Jacobi preconditioner of (9)", estimator="jacobi", **_released_adahessian);
 
-# %% ../nbs/16_recipes.ipynb #bff5a995
+# %% ../nbs/16_recipes.ipynb #389b425a
 _released_kfac = dict(lr=1e-4, betas=(.9, 0.), damping=.1, fisher="empirical", pi=False, then="adam")
 register("kfac/released", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every step", "released code, with an inverse at every step", inverse_every=1, **_released_kfac)
 register("kfac/mended", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every 100", "released code, inverse every 100 steps as in Sec. 7.6.1", inverse_every=100, **_released_kfac)
-register("kfac/paper", KFAC, "(S (x) A + lambda I)^-1 m, pi-corrected damping", "Sec. 7.6.1: lr .1, inverse every 100; damping of the released code", lr=.1, betas=(.9, .95), damping=.1, inverse_every=100);
+register("kfac/paper", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.6.1: lr .1, inverse every 100; damping of the released code", lr=.1, betas=(0., 0.), damping=.1, pi=False, stats_every=100, inverse_every=100)
+register("kfac/paper-occupancy", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.6.4: Tikhonov damping .01", lr=.1, betas=(0., 0.), damping=.01, pi=False, stats_every=100, inverse_every=100);
+
+# %% ../nbs/16_recipes.ipynb #21e4a448
+_mended_shampoo = dict(lr=.1, betas=(.9, .95), eps=1e-6, block_size=128, accumulate="sum", graft="sgd", root="newton", vectors="plain", average="nesterov", stats_every=1, inverse_every=1)
+register("shampoo/released", Shampoo, "L^-1/4 G R^-1/4 of blocks, at the length of G; momentum .81 with gain 1.9", "released code, with its momentum and its ridge", **{**_mended_shampoo, "eps": 1e-12, "average": "released"})
+register("shampoo/mended", Shampoo, "L^-1/4 G R^-1/4 of blocks, at the length of G; Nesterov's momentum", "released code, Nesterov's look-ahead kept out of the buffer, a ridge above rounding", **_mended_shampoo)
+register("shampoo/amortized", Shampoo, "L^-1/4 G R^-1/4 of blocks, at the length of G; Nesterov's momentum", "mended, with statistics and roots every 100 steps", **{**_mended_shampoo, "stats_every": 100, "inverse_every": 100})
+register("shampoo/paper-sine", Shampoo, "L^-1/4 G R^-1/4 of blocks, at the length of G; momentum .81 with gain 1.9", "Sec. 7.6.1: lr .01 for sine networks; else as released", **{**_mended_shampoo, "eps": 1e-12, "average": "released", "lr": .01})
+register("shampoo/algorithm4", Shampoo, "L^-1/4 G R^-1/4, L = eps I + sum G G^T, R = eps I + sum G^T G", "Algorithm 4, corrected; damping of Gupta, Koren & Singer 2018", lr=.1, betas=(0., .95), eps=1e-4, block_size=None, accumulate="sum", graft="none", relative=False,
+         vectors="matrix", stats_every=1, inverse_every=1);
 
 # %% ../nbs/16_recipes.ipynb #e9375e88
 register("lbfgs/wolfe", LBFGS, "x - lr H_m g, H_m from the last m differences, strong Wolfe line search", "Liu & Nocedal 1989; history of Nocedal & Wright 2006, Sec. 7.2", lr=1., max_iter=20, history_size=10, line_search_fn="strong_wolfe")

@@ -974,7 +974,7 @@ class Processes(Executor):
         for pool in self._pools:
             pool.shutdown(wait, cancel_futures=cancel_futures)
 
-# %% ../nbs/31_runs.ipynb #c95601d3
+# %% ../nbs/31_runs.ipynb #42e9c669
 class SweepError(RunError):
     "Some runs of a sweep failed: `failures` is a dict of key and reason."
 
@@ -982,9 +982,9 @@ class SweepError(RunError):
 
 
 def cost(config: RunConfig) -> float:
-    "A rough figure proportional to the time a run takes: steps, pixels, weights; three passes in place of one where curvature is due, 2.5 more for an inversion, and an L-BFGS step's iterations."
+    "A rough figure proportional to the time a run takes: steps, pixels, weights; three passes in place of one where curvature is due, 2.5 more for K-FAC's inverses, 11 for Shampoo's roots, and an L-BFGS step's iterations."
     options, made = config.explicit()["options"], recipe(config.recipe).optimizer
-    curvature = 2 / options.get("update_every", 1) if getattr(made, "uses_hvp", False) else 2.5 / options["inverse_every"] if "inverse_every" in options else options.get("max_iter", 1) - 1
+    curvature = 2 / options.get("update_every", 1) if getattr(made, "uses_hvp", False) else (11 if made.__name__ == "Shampoo" else 2.5) / options["inverse_every"] if "inverse_every" in options else options.get("max_iter", 1) - 1
     weights = config.hidden_features**2 * config.num_layers * (2 if config.activation == "gabor" else 1)
     return config.steps * (config.batch_size * weights + 1e6) * (1 + curvature)
 

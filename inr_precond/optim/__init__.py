@@ -1,8 +1,9 @@
-"""The family of preconditioned optimizers: SGD, Adam, ESGD, AdaHessian, K-FAC; and torch's L-BFGS behind the same step."""
+"""The family of preconditioned optimizers: SGD, Adam, ESGD, AdaHessian, Shampoo, K-FAC; and torch's L-BFGS behind the same step."""
 from .adahessian import AdaHessian
 from .base import SGD, Adam, PreconditionedSGD
 from .esgd import ESGD
 from .kfac import KFAC
 from .lbfgs import LBFGS
+from .shampoo import Shampoo
 
-__all__ = ["ESGD", "KFAC", "LBFGS", "SGD", "AdaHessian", "Adam", "PreconditionedSGD"]
+__all__ = ["ESGD", "KFAC", "LBFGS", "SGD", "AdaHessian", "Adam", "PreconditionedSGD", "Shampoo"]
