@@ -93,12 +93,12 @@ register("adahessian-e/released", AdaHessian, "P = sqrt(EMA((Hv)^2)) + eps", "Se
 register("adahessian-j/released", AdaHessian, "P = sqrt(EMA(|Hv|)) + eps", "released code: neither Jacobi nor equilibration", estimator="root-abs", **_released_adahessian)
 register("adahessian-j/mended", AdaHessian, "P = |EMA(v * Hv)| + eps", "released code with the Jacobi preconditioner of (9)", estimator="jacobi", **_released_adahessian);
 
-# %% ../nbs/16_recipes.ipynb #389b425a
+# %% ../nbs/16_recipes.ipynb #82d7d8b8
 _released_kfac = dict(lr=1e-4, betas=(.9, 0.), damping=.1, fisher="empirical", pi=False, then="adam")
 register("kfac/released", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every step", "released code, with an inverse at every step", inverse_every=1, **_released_kfac)
 register("kfac/mended", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every 100", "released code, inverse every 100 steps as in Sec. 7.6.1", inverse_every=100, **_released_kfac)
 register("kfac/paper", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.6.1: lr .1, inverse every 100; damping of the released code", lr=.1, betas=(0., 0.), damping=.1, pi=False, stats_every=100, inverse_every=100)
-register("kfac/paper-occupancy", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.6.4: Tikhonov damping .01", lr=.1, betas=(0., 0.), damping=.01, pi=False, stats_every=100, inverse_every=100);
+register("kfac/paper-occupancy", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.7.1: Tikhonov damping .01", lr=.1, betas=(0., 0.), damping=.01, pi=False, stats_every=100, inverse_every=100);
 
 # %% ../nbs/16_recipes.ipynb #21e4a448
 _mended_shampoo = dict(lr=.1, betas=(.9, .95), eps=1e-6, block_size=128, accumulate="sum", graft="sgd", root="newton", vectors="plain", average="nesterov", stats_every=1, inverse_every=1)
