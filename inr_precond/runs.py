@@ -706,7 +706,7 @@ def run(
             raise RunError(f"The run {folder.name} failed: {_reason(error)}.") from error
         return Run(folder)
 
-# %% ../nbs/31_runs.ipynb #a0057676
+# %% ../nbs/31_runs.ipynb #128ae221
 RECORDS = Path(inr_precond.__file__).parents[1] / "results" / "recorded" / "runs"  # the project's own records, in a checkout
 _RECORDED_CURVE = 128  # rows
 
@@ -736,7 +736,7 @@ def record(
     write_atomically(file, (re.sub(r'(?<=[,{] )(?="(?:config|resolved|provenance|curve|evals|final|digest)":)', "\n", text) + "\n").encode())
     return file
 
-
+# %% ../nbs/31_runs.ipynb #10d5ca71
 class RecordedRun(Run):
     "A run read from its record: everything but the picture. ValueError where the file is damaged or of another format."
 
@@ -768,7 +768,7 @@ class RecordedRun(Run):
         "None: a record holds no picture."
         return None
 
-
+# %% ../nbs/31_runs.ipynb #36eedb5a
 def recorded(
     configs: Iterable[RunConfig],
     folder=RECORDS,
