@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'run_hashes', 'records_hash', 'before_execution', 'after_execution', 'why',
-           'read_state', 'data_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job',
-           'recall', 'machine', 'execute', 'gather', 'judge', 'run_batch', 'only_batch', 'disk_sentence', 'arguments',
-           'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary', 'verdict_lines',
-           'stoppable', 'main']
+           'read_state', 'data_setting', 'records_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display',
+           'active_runs', 'Job', 'recall', 'machine', 'execute', 'gather', 'judge', 'run_batch', 'only_batch',
+           'disk_sentence', 'arguments', 'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'show_list',
+           'summary', 'verdict_lines', 'stoppable', 'main']
 
 # %% ../nbs/33_reproduce.ipynb #e7a58103
 import argparse
@@ -112,7 +112,7 @@ def data_hashes(names):  # names of images, as experiments record them
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
-# %% ../nbs/33_reproduce.ipynb #db0a6b03
+# %% ../nbs/33_reproduce.ipynb #4ea4de9e
 def run_hashes(out, record):
     "Hash of `metrics.json` of each run that a record names, as it is in the folder now; of a recorded run the hash of its record."
     hashes = {}
@@ -123,7 +123,7 @@ def run_hashes(out, record):
 
 def _recorded_file(key):
     from inr_precond.runs import RECORDS
-    return RECORDS / f"{key}.json"
+    return Path(records_setting().get("INR_PRECOND_RECORDS", RECORDS)) / f"{key}.json"
 
 def records_hash(record):
     "Hash of the records of earlier runs, for an experiment that draws them (its metrics have `recorded_claims`, be it empty); None for another."
@@ -134,7 +134,7 @@ def records_hash(record):
 def before_execution(path, parameters):
     "Hashes of what goes into a notebook."
     kept = {k: v for k, v in parameters.items() if k not in ("out", "workers")}
-    return {"source": source_hash(path), "parameters": digest(kept), "library": library_hash()}
+    return {"source": source_hash(path), "parameters": digest([kept, bool(records_setting())]), "library": library_hash()}
 
 def after_execution(out, record, parameters):
     "Hashes of the data, runs and records that a notebook has used, and the image that stood for `image=None`."
@@ -201,20 +201,25 @@ def _child():
     except papermill.PapermillExecutionError as error:
         print(error, file=sys.stderr); sys.exit(1)
 
-# %% ../nbs/33_reproduce.ipynb #5870a60b
+# %% ../nbs/33_reproduce.ipynb #90daad39
 def data_setting():
     "The environment variable that names the data folder, where there is one."
     from inr_precond.data.images import data_root
     root = data_root()
     return {} if root is None else {"INR_PRECOND_DATA": str(root.resolve())}
 
-# %% ../nbs/33_reproduce.ipynb #9960d5ab
+def records_setting():
+    "The environment variable that names the folder of the records that are read in place of training, absolute; empty where none is."
+    folder = os.environ.get("INR_PRECOND_RECORDS")
+    return {"INR_PRECOND_RECORDS": str(Path(folder).resolve())} if folder else {}
+
+# %% ../nbs/33_reproduce.ipynb #dd7122d2
 def start_notebook(path, target, parameters, log):
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     package = str(Path(importlib.import_module("inr_precond").__file__).parents[1])
     search = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
-    env = {**os.environ, **one, **data_setting(), "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    env = {**os.environ, **one, **data_setting(), **records_setting(), "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
     with open(log, "wb") as errors:
         child = subprocess.Popen([sys.executable, "-c", "from inr_precond.reproduce import _child; _child()"], stdin=subprocess.PIPE, stdout=errors, stderr=errors,
                                  env=env, start_new_session=True)
@@ -427,7 +432,7 @@ def disk_sentence(error, out):
     if error.filename is None and error.strerror: return error.strerror  # it is a sentence of this package
     return f"The results cannot be written to {error.filename or out} ({error.strerror}); make it writable or give another folder with --out."
 
-# %% ../nbs/33_reproduce.ipynb #766ca942
+# %% ../nbs/33_reproduce.ipynb #b3962be3
 SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
@@ -444,6 +449,7 @@ def arguments(argv=None):
     add("--notebooks", help="folder of the experiment notebooks (nbs/experiments)")
     add("--force", action="store_true", help="execute unchanged notebooks too; their finished runs are read all the same")
     add("--list", action="store_true", help="show the experiments, their parameters and what would be executed, and end")
+    add("--recorded", action="store_true", help="read the runs that results/recorded holds in place of training them; the report says which")
     add("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.scale not in SCALES: raise BatchError(f"The scale {args.scale!r} does not exist{closest(args.scale, SCALES)}; choose one of {', '.join(SCALES)}.")
@@ -542,12 +548,13 @@ def _follow_parent():
         os.kill(os.getpid(), signal.SIGTERM)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/33_reproduce.ipynb #4e03e842
+# %% ../nbs/33_reproduce.ipynb #3cf1a739
 def main(argv=None):
     "Run a batch: 0 where everything went well, 1 where a notebook failed, 2 where the command is wrong, 130 where it was stopped."
     out = Path("results")
     try:
         args = arguments(argv)
+        if args.recorded: os.environ["INR_PRECOND_RECORDS"] = str(_recorded_file("").parent)
         jobs, out = prepare(args)
         if args.list: return show_list(jobs, out) or 0
         if args.exit_with_parent: _follow_parent()

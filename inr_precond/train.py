@@ -285,7 +285,7 @@ def stop_signals():
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-# %% ../nbs/30_train.ipynb #f057a186
+# %% ../nbs/30_train.ipynb #bdc0fea8
 def clock(device) -> tuple:  # (seconds, CPU seconds)
     "The wall clock after all work on the device is done, and the CPU time of this process (of this thread, beside the main one)."
     if torch.device(device).type != "cpu":
@@ -297,7 +297,8 @@ def clock(device) -> tuple:  # (seconds, CPU seconds)
 def state_floats_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     "Floating-point numbers in the optimizer's state for each parameter (0-dimensional counters aside): 0 for plain SGD, 2 for Adam."
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    floats = sum(v.numel() for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v) and v.is_floating_point() and v.dim())
+    values = (v for state in optimizer.state.values() for entry in state.values() for v in (entry if isinstance(entry, list) else [entry]))  # L-BFGS keeps lists
+    floats = sum(v.numel() for v in values if torch.is_tensor(v) and v.is_floating_point() and v.dim())
     return floats / max(1, sum(p.numel() for p in parameters))
 
 

@@ -14,14 +14,18 @@ DEVELOPMENT = ["jupyter", "jupyter_core", "jupyter_client", "IPython", "ipykerne
                "papermill", "psutil", "pytest", "hypothesis", "jupytext", "tensorboard"]
 PUBLIC = {
     "inr": "INR ReLU Sine Gaussian Wavelet GaborLayer PositionalEncoding",
-    "curvature": "Problem hvp ggn_vp hessian hutchinson_diagonal equilibration value_grad_hvp",
-    "optim": "SGD Adam ESGD AdaHessian",
+    "curvature": "Problem hvp ggn_vp hessian hutchinson_diagonal equilibration value_grad_hvp condition_number precondition",
+    "conditioning": "condition_number precondition spectrum effective_rank gej_bound",
+    "density": "zero_fraction",
+    "optim": "SGD Adam ESGD AdaHessian Shampoo KFAC LBFGS",
     "recipes": "recipe recipes",
     "data.images": "load_image default_image image_names data_root ImageData",
     "metrics": "mse psnr ssim lpips",
     "train": "Trainer ImageTask configure_process",
-    "runs": "RunConfig run sweep Run active",
+    "runs": "RunConfig run sweep Run active record recorded",
     "figures": "Experiment",
+    "claims": "claim judge evidence from_rows collect",
+    "tuning": "Plan tune race_configs",
     "report": "write_report",
     "reproduce": "main",
 }

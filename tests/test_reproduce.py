@@ -129,6 +129,18 @@ def test_new_records_are_a_change(place, monkeypatch):
     (place / "kept" / "r.json").unlink(); assert why("draws") == "the records changed"
 
 
+def test_recorded_reaches_the_notebooks_as_a_full_path(monkeypatch, tmp_path):
+    "A relative path means another folder in the notebook's process; and a batch of records must not pass for one that was trained."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("INR_PRECOND_RECORDS", raising=False)
+    assert reproduce.records_setting() == {}
+    notebook = Path(__file__).parents[1] / "nbs" / "experiments" / "bench_step.ipynb"
+    trained = reproduce.before_execution(notebook, {})
+    monkeypatch.setenv("INR_PRECOND_RECORDS", "records")
+    assert reproduce.records_setting() == {"INR_PRECOND_RECORDS": str(tmp_path / "records")} and reproduce._recorded_file("k") == tmp_path / "records/k.json"
+    assert reproduce.before_execution(notebook, {}) != trained
+
+
 def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
     "Source, parameters, library, data, runs and outputs: each change is seen and named; without one nothing is executed."
     notebook(place / "nbs", "a", "finish('a', [{'key': 'r', 'metrics_sha256': __import__('hashlib').sha256(b'x').hexdigest()}], [{'name': 'astronaut', 'sha256': '', 'source': ''}])")

@@ -221,6 +221,16 @@ def test_unknown_schedule():
         lr_factor("cosin", 10)
 
 
+def test_state_kept_in_lists_is_counted():
+    "Catches L-BFGS reported at 2 floats a parameter, because its pairs lie in lists."
+    from inr_precond.optim import LBFGS
+
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = LBFGS([p], lr=0.01, max_iter=6, history_size=3)
+    optimizer.step(lambda: (p**4).sum())
+    assert train.state_floats_per_parameter(optimizer) == 2 * 3 + 2
+
+
 # --- blocks and evaluations
 
 @settings(max_examples=200, deadline=None)
