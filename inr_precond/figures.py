@@ -302,7 +302,7 @@ def _difference(d, steps):
     ends = f" [{d['low']:+.2f}, {d['high']:+.2f}]" if d["n"] >= MIN_PAIRS else ""
     return f"{d['mean']:+.2f}{ends} at {int(steps.min()):,} steps"
 
-# %% ../nbs/34_figures.ipynb #828dee10
+# %% ../nbs/34_figures.ipynb #29cd8db8
 RANKING_STEPS, RANKING_SIZE = 7680, 128  # fewer steps, or a smaller image, rank nothing
 
 def too_short(steps, image_size=256):  # steps: of the run; image_size: pixels a side
@@ -317,8 +317,9 @@ def short_note(runs):
         c = next(iter(short.values()))
         return f"a test of the machinery on {c.image_size} x {c.image_size} pixels and {c.steps:,} steps: its numbers say nothing about the methods"
     steps = sorted({c.steps for c in short.values()})
-    who = "" if len(short) == len(by_method(runs)) else ", ".join(short) + ": "
-    return f"{who}{' and '.join(f'{s:,}' for s in steps)} steps are too short to rank (not ranked below {RANKING_STEPS:,})"
+    rest = [name for name in by_method(runs) if name not in short]
+    who = "" if not rest else f"{', '.join(short)}: " if len(short) <= 3 else f"all but {', '.join(rest)}: "
+    return f"{who}{' and '.join(f'{s:,}' for s in steps) if len(steps) < 3 else f'{steps[0]:,} to {steps[-1]:,}'} steps are too short to rank (not ranked below {RANKING_STEPS:,})"
 
 # %% ../nbs/34_figures.ipynb #aee70104
 def conclude(rows, method, reference="Adam"):  # rows of `measure`
