@@ -13,19 +13,19 @@ import torch
 from torch.nn import functional as F
 from .base import SHARED, PreconditionedSGD, _number, _whole, patch_to, root_mean, state_dtype
 
-# %% ../../nbs/13_shampoo.ipynb #0aef4ebc
+# %% ../../nbs/13_shampoo.ipynb #cd327e50
 def coupled_newton(
     A: torch.Tensor,                                # (..., n, n), symmetric positive definite
     p: int,                                         # order of the root, >= 1
-    tolerance: float | None = None,                 # stops where the largest entry of M - I is below; None: 8 times the precision's rounding
+    tolerance: float | None = None,                 # stops where the root mean square of M - I's eigenvalues is below; None: 8 times the precision's rounding
     max_iter: int = 100,
-) -> tuple[torch.Tensor, torch.Tensor, int]:        # A^(-1/p); the largest entry of M - I of each matrix; iterations
+) -> tuple[torch.Tensor, torch.Tensor, int]:        # A^(-1/p); that root mean square of each matrix; iterations
     "The inverse p-th root by the coupled Newton iteration (Iannazzo 2006; Guo & Higham 2006)."
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     tolerance = 8 * torch.finfo(A.dtype).eps if tolerance is None else tolerance
     z = (1 + p) / (2 * torch.linalg.matrix_norm(A, keepdim=True))
     X, M = eye * z ** (1 / p), A * z
-    distance = lambda M: (M - eye).abs().amax((-2, -1), keepdim=True)
+    distance = lambda M: torch.linalg.matrix_norm(M - eye, keepdim=True) / math.sqrt(A.shape[-1])
     error, going, steps = distance(M), torch.ones_like(z, dtype=torch.bool), 0
     while steps < max_iter and bool(going.any()):
         T = ((p + 1) * eye - M) / p
@@ -58,7 +58,7 @@ def _root_eigh(A, p, ridge):
     half = vectors * (values.clamp(min=0) + ridge(values[..., -1:])) ** (-.5 / p)
     return half @ half.mT                           # symmetric to the last bit
 
-# %% ../../nbs/13_shampoo.ipynb #a0ead971
+# %% ../../nbs/13_shampoo.ipynb #987fe327
 ROOTS = {"eigh": _root_eigh, "newton": _root_newton}
 
 def inverse_root(
@@ -71,7 +71,7 @@ def inverse_root(
     "The inverse p-th root of each matrix. A zero matrix gives the identity (its ridge alone where eps is absolute), one that is not finite NaN. ValueError where S is not square or an option unknown."
     if S.dim() < 2 or S.shape[-1] != S.shape[-2]: raise ValueError(f"S has shape {tuple(S.shape)}, but must be (..., n, n); give a square matrix or a stack of them")
     if not _whole(p, 1) or method not in ROOTS or not _number(eps, 0): raise ValueError(f"p is {p!r}, eps {eps!r} and method {method!r}, but p must be a whole number >= 1, eps a finite number >= 0 and method one of {', '.join(map(repr, ROOTS))}")
-    tiny, eye = torch.finfo(S.dtype).eps, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
+    tiny, eye = math.sqrt(S.shape[-1]) * torch.finfo(S.dtype).eps, torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
     scale = S.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None, None]   # the largest entry of a semi-definite matrix
     finite = S.isfinite().all(-1).all(-1)[..., None, None]
     usable = finite & (scale > 0)
@@ -200,7 +200,7 @@ def update_curvature(self, clock):                  # L_t, R_t of Algorithm 4
         state["left"].baddbmm_(x, x.mT, beta=keep, alpha=new)
         if b.order == 2: state["right"].baddbmm_(x.mT, x, beta=keep, alpha=new)
 
-# %% ../../nbs/13_shampoo.ipynb #8185bb2f
+# %% ../../nbs/13_shampoo.ipynb #dfba1da2
 def _diagonal_root(s, p, eps, relative):
     "`inverse_root` of a diagonal matrix, given as its diagonal."
     top = s.amax()
@@ -219,7 +219,7 @@ def _invert(self, clock):
         for name in ("left", "right")[:b.order]: stacks.setdefault((state[name].shape[-1], order, state[name].dtype), []).append((state[name], state["root_" + name]))
     for (_, order, _), pairs in stacks.items():
         roots = inverse_root(torch.cat([S for S, _ in pairs]) / correction, order, group["eps"], group["relative"], group["root"])
-        for (S, out), root in zip(pairs, roots.split([len(S) for S, _ in pairs])): out.copy_(root)
+        for (_, out), root in zip(pairs, roots.split([len(S) for S, _ in pairs])): out.copy_(root)
 
 @patch_to(Shampoo)
 def direction(self, clock, x: list) -> list:        # tensors shaped like x
