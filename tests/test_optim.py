@@ -11,7 +11,7 @@ from torch import nn
 
 from inr_precond.curvature import Problem, hessian
 from inr_precond.inr import INR, Gaussian
-from inr_precond.optim import ESGD, SGD, AdaHessian, Adam
+from inr_precond.optim import ESGD, SGD, AdaHessian, Adam, Shampoo
 from inr_precond.optim.esgd import hidden_multiplier, updates_made
 
 MAKERS = {
@@ -24,8 +24,9 @@ MAKERS = {
     "adahessian-j": lambda p, **k: AdaHessian(p, **{"lr": .05, "estimator": "jacobi", "eps": 1e-2, **k}),
     "adahessian-e": lambda p, **k: AdaHessian(p, **{"lr": .05, "estimator": "equilibration", **k}),
     "adahessian-r": lambda p, **k: AdaHessian(p, **{"lr": .05, "estimator": "root-abs", **k}),
+    "shampoo": lambda p, **k: Shampoo(p, **{"lr": .02, "warmup": 2, "stats_every": 2, "inverse_every": 3, "block_size": 4, **k}),
 }
-CURVED = [n for n in MAKERS if n not in ("sgd", "adam")]
+CURVED = [n for n in MAKERS if n not in ("sgd", "adam", "shampoo")]
 
 
 def problem(dtype=torch.float64, seed=0):
