@@ -266,6 +266,11 @@ def test_a_layer_not_seen_yet_takes_the_plain_gradient():
     changes = feed(bare(p, stats_every=10, inverse_every=10), p, [torch.zeros(3, 2, dtype=D), normal(3, 2)])
     assert not changes[0].any()
     torch.testing.assert_close(-changes[1], normal(3, 2))
+    for options in (dict(vectors="diagonal"), dict(vectors="matrix"), dict(vectors="diagonal", relative=False, eps=1e-4), dict(vectors="matrix", relative=False, eps=1e-4)):
+        v = nn.Parameter(torch.zeros(6, dtype=D))
+        changes = feed(bare(v, stats_every=10, inverse_every=10, **options), v, [torch.zeros(6, dtype=D), normal(6)])
+        assert not changes[0].any()
+        torch.testing.assert_close(-changes[1], normal(6) * options.get("eps", 1.)**-.5)
 
 
 def test_a_rank_deficient_statistic_does_not_explode():
