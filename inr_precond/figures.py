@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/34_figures.ipynb #b0e3e89e
+# %% ../nbs/34_figures.ipynb #1262b697
 FAMILIES = {  # recipe family -> (name, colour of Okabe and Ito)
     "adam": ("Adam", "#0072B2"), "esgd": ("ESGD", "#D55E00"), "adahessian-e": ("AdaHessian(E)", "#009E73"),
     "adahessian-j": ("AdaHessian(J)", "#CC79A7"), "sgd": ("SGD", "#666666"), "kfac": ("K-FAC", "#E69F00"),
     "shampoo": ("Shampoo", "#56B4E9"), "gaussnewton": ("Gauss-Newton", "#000000"), "lbfgs": ("L-BFGS", "#7F4F24")}
 LINES = {"released": "-", "mended": (0, (5, 1.5)), "algorithm2": (0, (1, 1.2)), "dauphin": (0, (4, 1.5, 1, 1.5)),
-         "crowsonkb": (0, (7, 1.5, 1, 1.5, 1, 1.5)), "paper-sine": (0, (5, 1.5)), "relu-pe": "-", "paper": (0, (1, 1.2)), "amortized": (0, (1, 1.2)), "algorithm4": (0, (4, 1.5, 1, 1.5)), "wolfe": "-", "torch": (0, (5, 1.5))}
-NAMES = {"adam/released": "Adam", "adam/paper-sine": "Adam 5e-5", "adam/relu-pe": "Adam 1e-3", "sgd/released": "SGD", "lbfgs/wolfe": "L-BFGS", "lbfgs/torch": "L-BFGS of torch"}  # shorter than "optimizer variant"
+         "crowsonkb": (0, (7, 1.5, 1, 1.5, 1, 1.5)), "paper-sine": (0, (4, 1.5, 1, 1.5)), "relu-pe": "-", "paper": (0, (1, 1.2)), "amortized": (0, (1, 1.2)), "algorithm4": (0, (4, 1.5, 1, 1.5)), "wolfe": "-", "torch": (0, (5, 1.5))}
+NAMES = {"adam/released": "Adam", "adam/paper-sine": "Adam 5e-5", "adam/relu-pe": "Adam 1e-3", "shampoo/paper-sine": "Shampoo 1e-2", "sgd/released": "SGD", "lbfgs/wolfe": "L-BFGS", "lbfgs/torch": "L-BFGS of torch"}  # shorter than "optimizer variant"
 
 # %% ../nbs/34_figures.ipynb #6249044d
 def style(recipe):  # a recipe's name, "family/variant"
@@ -35,12 +35,14 @@ def style(recipe):  # a recipe's name, "family/variant"
     if family not in FAMILIES: raise ValueError(f"no colour for the optimizer family {family!r}; known are {', '.join(FAMILIES)}: add it to figures.FAMILIES")
     return {"color": FAMILIES[family][1], "linestyle": LINES.get(variant, (0, (2, 1))), "linewidth": 1.8}
 
-# %% ../nbs/34_figures.ipynb #0369978a
+# %% ../nbs/34_figures.ipynb #9c9b859f
 def label(config):  # a RunConfig
-    "Name of a run's method for legends and tables: optimizer, variant, and the options that the experiment sets itself."
+    "Name of a run's method for legends and tables: optimizer, variant, the options that the experiment sets itself, and a schedule of the rate other than the constant."
     family, _, variant = config.recipe.partition("/")
     name = NAMES.get(config.recipe) or f"{FAMILIES.get(family, (family,))[0]} {variant}"
-    return ", ".join([name] + [f"{key} {_short(value)}" for key, value in sorted((config.options or {}).items())])
+    end = "" if config.final_lr_factor is None else f" to {_short(config.final_lr_factor)}"
+    schedule = [] if config.schedule == "constant" else [config.schedule + end]
+    return ", ".join([name] + [f"{key} {_short(value)}" for key, value in sorted((config.options or {}).items())] + schedule)
 
 def _short(value):
     return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
@@ -302,7 +304,7 @@ def _difference(d, steps):
     ends = f" [{d['low']:+.2f}, {d['high']:+.2f}]" if d["n"] >= MIN_PAIRS else ""
     return f"{d['mean']:+.2f}{ends} at {int(steps.min()):,} steps"
 
-# %% ../nbs/34_figures.ipynb #29cd8db8
+# %% ../nbs/34_figures.ipynb #5d3fa3b3
 RANKING_STEPS, RANKING_SIZE = 7680, 128  # fewer steps, or a smaller image, rank nothing
 
 def too_short(steps, image_size=256):  # steps: of the run; image_size: pixels a side
@@ -318,7 +320,7 @@ def short_note(runs):
         return f"a test of the machinery on {c.image_size} x {c.image_size} pixels and {c.steps:,} steps: its numbers say nothing about the methods"
     steps = sorted({c.steps for c in short.values()})
     rest = [name for name in by_method(runs) if name not in short]
-    who = "" if not rest else f"{', '.join(short)}: " if len(short) <= 3 else f"all but {', '.join(rest)}: "
+    who = "" if not rest else f"{', '.join(short)}: " if len(short) <= max(3, len(rest)) else f"all but {', '.join(rest)}: "
     return f"{who}{' and '.join(f'{s:,}' for s in steps) if len(steps) < 3 else f'{steps[0]:,} to {steps[-1]:,}'} steps are too short to rank (not ranked below {RANKING_STEPS:,})"
 
 # %% ../nbs/34_figures.ipynb #aee70104

@@ -10,13 +10,13 @@ import pytest
 from inr_precond import figures
 
 
-def make_run(recipe="adam/released", seed=0, start=15.0, slope=0.002, steps=8000, ms=10.0, status="finished", image="astronaut", size=256, **options):
+def make_run(recipe="adam/released", seed=0, start=15.0, slope=0.002, steps=8000, ms=10.0, status="finished", image="astronaut", size=256, schedule="constant", final_lr_factor=None, **options):
     step = np.linspace(0, steps, 11).astype(int)
     psnr = start + slope * step
     evals = pd.DataFrame({"step": step, "seconds": step * ms / 1e3, "cpu_seconds": step * ms / 1e3, "mse": 10 ** (-psnr / 10), "psnr": psnr})
     fine = np.linspace(80, steps, 100).astype(int)
     curve = pd.DataFrame({"step": fine, "seconds": fine * ms / 1e3, "loss": 10 ** (-(start + slope * fine) / 10)})
-    config = SimpleNamespace(recipe=recipe, options=options, seed=seed, image=image, image_size=size, batch_size=512, steps=steps)
+    config = SimpleNamespace(recipe=recipe, options=options, seed=seed, image=image, image_size=size, batch_size=512, steps=steps, schedule=schedule, final_lr_factor=final_lr_factor)
     final = {"psnr": psnr[-1], "ssim": 0.9, "lpips": None, "mse": 10 ** (-psnr[-1] / 10), "best_psnr": psnr.max()}
     return SimpleNamespace(config=config, key=f"{recipe}-{image}-{seed}", folder=None, status=status, diverged_at=None, curve=curve, evals=evals, final=final,
                            ms_per_step=ms, state_floats_per_parameter=2.0, metrics_sha256="0" * 64, recorded=False,
@@ -207,6 +207,16 @@ def test_short_note_names_only_the_short_methods():
     assert "say nothing about the methods" in figures.short_note([make_run(size=32, steps=24)])
 
 
+def test_short_note_names_the_shorter_list():
+    "The note stands in titles: four short methods among twelve are named, not the eight others; nine among twelve are not."
+    make = lambda steps: make_run(steps=steps, lr=len(made) * 1.0)
+    for short, told in ((4, "Adam, lr 0, "), (9, "all but Adam, lr 9, ")):
+        made = []
+        for i in range(12): made.append(make(2560 if i < short else 8000))
+        note = figures.short_note(made)
+        assert note.startswith(told) and note.count("Adam") == (4 if short == 4 else 3)
+
+
 # ---- looks -----------------------------------------------------------------------------------------------------------------------------------
 
 def test_colours_are_fixed_and_distinct():
@@ -233,6 +243,25 @@ def test_labels_are_distinct_for_distinct_settings():
     names = ["adam/released", "adam/paper-sine", "esgd/released", "esgd/mended", "adahessian-e/released", "adahessian-j/released", "sgd/released"]
     labels = [figures.label(make_run(n).config) for n in names] + [figures.label(make_run("adam/released", lr=1e-3).config)]
     assert len(set(labels)) == len(labels) and labels[0] == "Adam" and labels[-1] == "Adam, lr 0.001"
+
+
+def test_a_schedule_is_part_of_the_name():
+    "Without it two runs that differ in the schedule alone fall into one group, and their curves into one band."
+    runs = [make_run(), make_run(schedule="cosine"), make_run(schedule="cosine", final_lr_factor=0.1), make_run(schedule="esgd-hidden"), make_run(lr=1e-3, schedule="cosine")]
+    assert list(figures.by_method(runs)) == ["Adam", "Adam, cosine", "Adam, cosine to 0.1", "Adam, esgd-hidden", "Adam, lr 0.001, cosine"]
+
+
+def test_the_schedule_of_a_config_is_in_its_label():
+    "The made-up runs of this file have the fields that we gave them; a real config must have them too."
+    from inr_precond.runs import RunConfig
+    plain, cosine = (RunConfig(recipe="adam/released", steps=10, **more) for more in ({}, {"schedule": "cosine"}))
+    assert (figures.label(plain), figures.label(cosine)) == ("Adam", "Adam, cosine")
+
+
+def test_lines_of_one_family_are_told_apart():
+    "Recipes that share a panel share the colour: Fig. 8 has two of Adam and four of Shampoo."
+    for own in (("adam/released", "adam/paper-sine"), ("shampoo/released", "shampoo/mended", "shampoo/amortized", "shampoo/paper-sine")):
+        assert len({str(figures.style(name)["linestyle"]) for name in own}) == len(own)
 
 
 def test_spread_over_seeds():

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageFile
 
 from inr_precond.data import images
-from inr_precond.data.images import DIV2K, ImageData, data_root, default_image, image_names, load_image
+from inr_precond.data.images import DIV2K, ImageData, data_root, default_image, free_pictures, image_names, load_image
 
 
 @pytest.fixture
@@ -338,6 +338,55 @@ def test_bad_sizes(size):
 def test_image_data_refuses_what_is_no_image(pixels):
     with pytest.raises(ValueError) as e: ImageData(pixels, "mine")
     assert "'mine'" in one_sentence(e)
+
+
+# --- several pictures ---------------------------------------------------------------------------------------------
+
+def quarters_only(monkeypatch): monkeypatch.setattr(images, "_PHOTOGRAPHS", ("no such picture.png",))
+
+
+def test_free_pictures_are_distinct_photographs_that_can_be_read(no_data):
+    "A list of names that are not in the package would fail in the middle of an experiment; nothing is written where no folder is given."
+    found = free_pictures()
+    assert 1 <= len(found) <= 5 and len({load_image(name, 16).sha256 for name in found}) == len(found)
+    assert not list(no_data.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_quarters_complete_the_photographs(no_data, monkeypatch, count):
+    "One photograph, then quarters row by row; their pixels are those of the astronaut. A loop that went on to four would return too many."
+    monkeypatch.setattr(images, "_PHOTOGRAPHS", ("no such picture.png", "coffee.png"))
+    found = free_pictures(count, no_data / "a" / "b")
+    assert len(found) == count and found[0].endswith("coffee.png")
+    assert [os.path.relpath(name, no_data) for name in found[1:]] == [os.path.join("a", "b", f"astronaut_quarter_{k}.png") for k in ("00", "01", "10")[:count - 1]]
+    whole = load_image("astronaut", None).pixels
+    for name, (row, column) in zip(found[1:], ((0, 0), (0, 256), (256, 0))): assert torch.equal(load_image(name, None).pixels, whole[row:row + 256, column:column + 256])
+    if count > 1: assert sorted(os.listdir(no_data / "a" / "b")) == [os.path.basename(name) for name in found[1:]], "a temporary file was left"
+
+
+def test_there_are_four_quarters_and_none_without_a_folder(no_data, monkeypatch):
+    "Quarters of the astronaut where none were asked for would let a race be judged on the picture it was tuned on."
+    quarters_only(monkeypatch)
+    assert len(set(free_pictures(9, no_data))) == 4 and free_pictures(9) == []
+
+
+def test_quarters_are_written_anew_over_damaged_ones(no_data, monkeypatch):
+    quarters_only(monkeypatch)
+    (no_data / "astronaut_quarter_00.png").write_text("cut off")
+    assert load_image(free_pictures(1, no_data)[0], None).height == 256
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
+def test_a_bad_count_of_pictures(count):
+    with pytest.raises(ValueError) as error: free_pictures(count)
+    assert repr(count) in one_sentence(error) and "at least 1" in str(error.value)
+
+
+def test_a_file_in_place_of_the_pictures_folder(no_data, monkeypatch):
+    quarters_only(monkeypatch)
+    (no_data / "pictures").write_text("")
+    with pytest.raises(NotADirectoryError) as error: free_pictures(2, no_data / "pictures")
+    assert "give a folder" in one_sentence(error)
 
 
 def test_import_is_light():

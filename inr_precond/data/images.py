@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 # %% auto #0
-__all__ = ['MAX_PIXELS', 'DIV2K', 'ImageData', 'expected_root', 'data_root', 'image_names', 'load_image', 'default_image']
+__all__ = ['MAX_PIXELS', 'DIV2K', 'ImageData', 'expected_root', 'data_root', 'image_names', 'load_image', 'default_image',
+           'free_pictures']
 
 # %% ../../nbs/20_images.ipynb #bba19896
 @dataclass(frozen=True, eq=False)
@@ -205,3 +206,30 @@ def default_image() -> str:  # "lion" or "astronaut"
     root = data_root()
     ready = root is not None and any((root / p).is_file() for p in ("div2k/test_14.png", "div2k/data_div2k.npz", "data_div2k.npz"))
     return "lion" if ready else "astronaut"
+
+# %% ../../nbs/20_images.ipynb #7259651f
+_PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg")  # colour photographs that scikit-image may bring along
+
+def free_pictures(count: int = 5,  # at least 1; no more are returned
+                  folder: str | os.PathLike | None = None,  # where quarters of the astronaut are written; None: none are made
+                  ) -> list[str]:  # paths for `load_image`: photographs first, then quarters
+    "Photographs of the installed scikit-image, completed by quarters of the astronaut (256 x 256); fewer than `count`, perhaps none, where there are no more. ValueError for a bad count, NotADirectoryError where `folder` is a file."
+    import skimage.data
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1: raise ValueError(f"count is {count!r}; give the number of pictures as an integer of at least 1.")
+    place = Path(skimage.data.__file__).parent
+    found = [str(place / name) for name in _PHOTOGRAPHS if (place / name).is_file()][:count]
+    return found if folder is None or len(found) == count else found + _quarters(Path(folder), count - len(found))
+
+def _quarters(folder, count):
+    "Paths of the first `count` quarters of the astronaut, row by row, written as PNG files in one piece each."
+    from PIL import Image
+    from skimage.data import astronaut
+    if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file; give a folder, in which the pictures are written.")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1))[:count]:
+        path, part = folder / f"astronaut_quarter_{row}{column}.png", folder / f".{os.getpid()}_{row}{column}.png"
+        Image.fromarray(astronaut()[256 * row:256 * (row + 1), 256 * column:256 * (column + 1)]).save(part)
+        os.replace(part, path)
+        paths.append(str(path))
+    return paths
