@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/34_figures.ipynb #1262b697
+# %% ../nbs/34_figures.ipynb #06bae25f
 FAMILIES = {  # recipe family -> (name, colour of Okabe and Ito)
     "adam": ("Adam", "#0072B2"), "esgd": ("ESGD", "#D55E00"), "adahessian-e": ("AdaHessian(E)", "#009E73"),
     "adahessian-j": ("AdaHessian(J)", "#CC79A7"), "sgd": ("SGD", "#666666"), "kfac": ("K-FAC", "#E69F00"),
-    "shampoo": ("Shampoo", "#56B4E9"), "gaussnewton": ("Gauss-Newton", "#000000"), "lbfgs": ("L-BFGS", "#7F4F24")}
+    "shampoo": ("Shampoo", "#56B4E9"), "gauss-newton": ("Gauss-Newton", "#000000"), "lbfgs": ("L-BFGS", "#7F4F24")}
 LINES = {"released": "-", "mended": (0, (5, 1.5)), "algorithm2": (0, (1, 1.2)), "dauphin": (0, (4, 1.5, 1, 1.5)),
-         "crowsonkb": (0, (7, 1.5, 1, 1.5, 1, 1.5)), "paper-sine": (0, (4, 1.5, 1, 1.5)), "relu-pe": "-", "paper": (0, (1, 1.2)), "amortized": (0, (1, 1.2)), "algorithm4": (0, (4, 1.5, 1, 1.5)), "wolfe": "-", "torch": (0, (5, 1.5))}
+         "crowsonkb": (0, (7, 1.5, 1, 1.5, 1, 1.5)), "paper-sine": (0, (4, 1.5, 1, 1.5)), "relu-pe": "-", "paper": (0, (1, 1.2)), "amortized": (0, (1, 1.2)), "algorithm4": (0, (4, 1.5, 1, 1.5)), "wolfe": "-", "torch": (0, (5, 1.5)), "exact": "-", "sampled": (0, (5, 1.5))}
 NAMES = {"adam/released": "Adam", "adam/paper-sine": "Adam 5e-5", "adam/relu-pe": "Adam 1e-3", "shampoo/paper-sine": "Shampoo 1e-2", "sgd/released": "SGD", "lbfgs/wolfe": "L-BFGS", "lbfgs/torch": "L-BFGS of torch"}  # shorter than "optimizer variant"
 
 # %% ../nbs/34_figures.ipynb #6249044d
