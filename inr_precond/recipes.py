@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Recipe', 'option_names', 'register', 'recipes', 'recipe']
 
-# %% ../nbs/16_recipes.ipynb #1699a594
+# %% ../nbs/16_recipes.ipynb #32ecc9ef
 import difflib
 from dataclasses import dataclass
 from types import MappingProxyType
 import torch
-from .optim import ESGD, KFAC, LBFGS, SGD, AdaHessian, Adam, Shampoo
+from .optim import ESGD, KFAC, LBFGS, SGD, AdaHessian, Adam, GaussNewton, Shampoo
 
 # %% ../nbs/16_recipes.ipynb #1526344e
 @dataclass(frozen=True)
@@ -99,6 +99,11 @@ register("kfac/released", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse ever
 register("kfac/mended", KFAC, "Adam of (S (x) A + lambda I)^-1 g, inverse every 100", "released code, inverse every 100 steps as in Sec. 7.6.1", inverse_every=100, **_released_kfac)
 register("kfac/paper", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.6.1: lr .1, inverse every 100; damping of the released code", lr=.1, betas=(0., 0.), damping=.1, pi=False, stats_every=100, inverse_every=100)
 register("kfac/paper-occupancy", KFAC, "(S (x) A + lambda I)^-1 g, no averages", "(18) and Sec. 7.7.1: Tikhonov damping .01", lr=.1, betas=(0., 0.), damping=.01, pi=False, stats_every=100, inverse_every=100);
+
+# %% ../nbs/16_recipes.ipynb #61ed91d8
+_gauss_newton = dict(lr=.003, betas=(.9, .99), damping=1e-5, update_every=1)
+register("gauss-newton/exact", GaussNewton, "P = EMA(diag(J^T H_c J)) + lambda", "Sec. 3.3, after (13), its diagonal; settings of this package", fisher="exact", **_gauss_newton)
+register("gauss-newton/sampled", GaussNewton, "P = EMA((J^T R e)^2, sample by sample) + lambda", "the same with random signs e, R R^T = H_c; settings of this package", fisher="sampled", **_gauss_newton);
 
 # %% ../nbs/16_recipes.ipynb #21e4a448
 _mended_shampoo = dict(lr=.1, betas=(.9, .95), eps=1e-6, block_size=128, accumulate="sum", graft="sgd", root="newton", vectors="plain", average="nesterov", stats_every=1, inverse_every=1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['product_nt', 'second_moments', 'split_damping', 'damped_inverse', 'positive_reciprocal', 'output_hessian', 'psd_root',
-           'collect', 'visible_layers', 'KFAC', 'eigenbasis']
+           'collect', 'visible_layers', 'LayerWise', 'KFAC', 'eigenbasis']
 
 # %% ../../nbs/14_kfac.ipynb #b1d01d82
 import math
@@ -142,7 +142,7 @@ def psd_root(
     values, vectors = torch.linalg.eigh((H + H.transpose(1, 2)).to(state_dtype(H.dtype)) / 2)
     return (vectors * values.clamp(min=0).sqrt()[:, None]).to(H.dtype)
 
-# %% ../../nbs/14_kfac.ipynb #f4b29f50
+# %% ../../nbs/14_kfac.ipynb #acc8682e
 def _send(watch: _Watch, out: _Record, kind: str, records: list, generator) -> None:
     "Sends the roots of one output's Hessian back to the layers; `records` holds (record, kind -> deltas)."
     edge = watch.edges[id(out)]
@@ -160,7 +160,7 @@ def collect(watch: _Watch, kinds, generator) -> dict:   # layer -> [(phi (rows, 
     outs = [r for r in watch.done.values() if r.key == "outputs"]
     for kind in (k for k in kinds if k != "empirical"):
         if records and not outs: raise RuntimeError(f"fisher={kind!r} starts from the model's outputs, but its forward did not return a tensor on which the loss depends; call the model itself and let it return one tensor, or use fisher=\"empirical\"")
-        for out in outs: _send(watch, out, kind, records, generator)
+        for out in outs if records else (): _send(watch, out, kind, records, generator)
     layers, flat = {}, lambda t: t.reshape(-1, t.shape[-1])
     for r, deltas in records: layers.setdefault(r.key, []).append((flat(r.inputs), {k: [flat(d) for d in ds] for k, ds in deltas.items()}))
     return layers
@@ -189,6 +189,153 @@ class _Unit:
         "The rows and columns of the input factor that belong to the unit's parameters."
         return A if self.b is not None else A[:self.layer.in_features, :self.layer.in_features]
 
+# %% ../../nbs/14_kfac.ipynb #190d97b7
+class LayerWise(PreconditionedSGD):
+    "A member whose preconditioner is made of what each linear layer sees: the module, its hooks and what passes through them. Options of a subclass contain `fisher`."
+    takes_model = True                              # `Recipe.build` hands the module over
+    outside = "take the plain gradient, P = I"      # what becomes of parameters outside of the layers, for the warning; None: they are looked at in another way
+
+    def __init__(self, model: nn.Module, params, options: dict, max_grad_norm, seed):
+        kind = type(self).__name__
+        if not isinstance(model, nn.Module): raise TypeError(f"{kind} was given a {type(model).__name__}, but needs the module, because its preconditioner is made of what each layer sees; write {kind}(model)")
+        self._attach(model)
+        super().__init__(model.parameters() if params is None else params, options, max_grad_norm, seed)
+        self._warn()
+        self._arm()
+
+    @property
+    def _step_supports_amp_scaling(self): return True   # GradScaler then hands its scale to `step`, which refuses it: it would scale the statistics
+
+    def needs_graph(self) -> bool:                  # pass it on: loss.backward(create_graph=opt.needs_graph())
+        "Whether the coming step sends vectors back through the graph that the gradient leaves."
+        return any(c.due and c.group["fisher"] != "empirical" for c in self._cohorts())
+
+    def _wanted(self, clock) -> bool:
+        "Whether what passes through the model matters to a clock's parameters."
+        return self.outside is None or any(id(p) in self._place for p in clock.params)
+
+    def _draws(self, kinds) -> bool:
+        "Whether probes are drawn for these kinds of `fisher`."
+        return "sampled" in kinds
+
+# %% ../../nbs/14_kfac.ipynb #cd8e0b35
+@patch_to(LayerWise)
+def _attach(self, model):
+    "Finds the layers of the model."
+    self.model, self._layers = model, visible_layers(model)
+    self._place = {id(p): (i, role) for i, m in enumerate(self._layers.values()) for role, p in m._parameters.items() if p is not None}
+    self._watch, self._seen, self._idiom = None, {}, True
+
+@patch_to(LayerWise)
+def _warn(self):
+    "One warning where parameters outside of the layers are treated in another way."
+    if self.outside is None: return
+    names = {id(p): n for n, p in self.model.named_parameters()}
+    outside = [names.get(id(p), "a tensor that is not the model's") for g in self.param_groups for p in g["params"] if id(p) not in self._place]
+    if outside: warnings.warn(f"{type(self).__name__} sees linear layers alone; {len(outside)} parameters outside of them {self.outside}: {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}", stacklevel=4)
+
+# %% ../../nbs/14_kfac.ipynb #58281d24
+@patch_to(LayerWise)
+def watch(self) -> None:
+    "Puts the hooks on, for a step whose forward and backward pass run outside of `step`. They stay until that step."
+    self.remove_hooks()
+    self._watch = _Watch(list(self._layers.values()), self.model, any(g["fisher"] != "empirical" for g in self.param_groups))
+
+@patch_to(LayerWise)
+def remove_hooks(self) -> None:
+    "Takes the hooks off the model and forgets what they saw."
+    if self._watch is not None: self._watch.remove()
+    self._watch = None
+
+@patch_to(LayerWise)
+def _arm(self):
+    "Hooks on where the coming step updates statistics and its forward pass runs outside of `step`; off otherwise."
+    self.remove_hooks()
+    if self._idiom and (self._layers or self.outside is None) and (not self._clocks or any(c.due for p, c in self._clocks.items() if p.requires_grad)): self.watch()
+
+@patch_to(LayerWise)
+def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; None where step() was called without a closure
+    "One step; closure: a Problem, or a callable that returns the loss; None where `.grad` is filled already."
+    self._idiom = closure is None
+    try: return PreconditionedSGD.step(self, closure)
+    finally:
+        self._seen = {}
+        self._arm()
+
+# %% ../../nbs/14_kfac.ipynb #de925e49
+@patch_to(LayerWise)
+def _differentiate(self, closure, params, due):
+    "(loss, gradients, (), ()) of this step; where statistics are due, `self._seen` holds what the layers saw."
+    clocks = {id(c): c for c in (self._clocks[p] for p in params)}.values()
+    kinds = sorted({c.group["fisher"] for c in clocks if c.due and self._wanted(c)})
+    if not kinds: return PreconditionedSGD._differentiate(self, closure, params, False)
+    generator = self._probe_generator(params[0].device) if self._draws(kinds) else None
+    before = None if generator is None else generator.get_state()
+    try:
+        if isinstance(closure, Problem):
+            self._check_problem(closure, params)
+            if self._sweepable(closure, params): return self._from_sweeps(closure, params, kinds, generator)
+        return self._from_hooks(closure, params, kinds, generator)
+    except Exception:
+        if generator is not None: generator.set_state(before)
+        raise
+
+@patch_to(LayerWise)
+def _sweepable(self, problem, params) -> bool:
+    "Whether chapter 01's sweeps see all that is wanted."
+    return _why_not(problem, params) is None
+
+@patch_to(LayerWise)
+def _from_sweeps(self, problem, params, kinds, generator):
+    "The fast path: chapter 01's sweeps, which pass by all that is wanted."
+    loss, grads, seen = value_grad_layers(problem, params, kinds, generator)
+    for w, phi, deltas in seen:
+        if id(w) in self._place: self._seen.setdefault(self._place[id(w)][0], []).append((phi, deltas))
+    return loss, list(grads), (), ()
+
+@patch_to(LayerWise)
+def _look_outside(self, params, kinds, generator):
+    "For a subclass: what there is to see of parameters outside of the layers, into self._seen, while the graph is there."
+
+@patch_to(LayerWise)
+def _from_hooks(self, closure, params, kinds, generator):
+    "The general path: hooks around the closure, or those that were on while the caller ran forward and backward."
+    if closure is not None: self.watch()
+    if self._watch is None: raise RuntimeError("this step updates the statistics of the layers, but nothing watched the forward pass; call opt.watch() before it, or give step() a closure that returns the loss")
+    loss, grads = self._from_autograd(closure, params, kinds != ["empirical"])
+    self._seen = collect(self._watch, kinds, generator)
+    self._look_outside(params, kinds, generator)
+    self.remove_hooks()
+    if not self._seen: raise RuntimeError("this step updates the statistics of the layers, but no gradient passed through any of its layers while they were watched; run the uncompiled model's forward pass with gradients on, after the step before")
+    return None if loss is None else loss.detach(), [g.detach() for g in grads], (), ()
+
+# %% ../../nbs/14_kfac.ipynb #3b645852
+@patch_to(LayerWise)
+def state_dict(self):
+    "torch's state_dict, and the state of the generator of the probes, where a group samples them."
+    draws = self._draws({g["fisher"] for g in self.param_groups})
+    generator = self._probe_generator(self.param_groups[0]["params"][0].device) if draws else None
+    return {**torch.optim.Optimizer.state_dict(self), "generator": None if generator is None else generator.get_state()}
+
+@patch_to(LayerWise)
+def load_state_dict(self, state_dict):
+    PreconditionedSGD.load_state_dict(self, state_dict)
+    self._arm()
+
+@patch_to(LayerWise)
+def __getstate__(self): return {**PreconditionedSGD.__getstate__(self), "model": self.model, "_idiom": self._idiom}
+
+@patch_to(LayerWise)
+def __setstate__(self, state):
+    PreconditionedSGD.__setstate__(self, state)
+    idiom = self._idiom
+    self._attach(self.model)
+    self._idiom = idiom
+    self._cohorts()
+    for m in self.model.modules():                  # a copied model has taps without a watch
+        for key in [k for k, hook in m._forward_hooks.items() if isinstance(hook, _Tap) and hook.watch() is None]: del m._forward_hooks[key]
+    self._arm()
+
 # %% ../../nbs/14_kfac.ipynb #b5d38835
 _OWN_RULES = {"damping": (lambda v: _number(v, 0), "a finite number >= 0"), "stats_every": (lambda v: _whole(v, 1), "a whole number >= 1"),
               "inverse_every": (lambda v: _whole(v, 1), "a whole number >= 1"), "beta_square": (lambda v: _number(v, 0, 1), "a number in [0, 1)"),
@@ -199,14 +346,13 @@ def _check_own(options: dict):
     for name, value in options.items():
         if name in _OWN_RULES and not _OWN_RULES[name][0](value): raise ValueError(f"{name} is {value!r}, but must be {_OWN_RULES[name][1]}")
 
-# %% ../../nbs/14_kfac.ipynb #1aac385c
-class KFAC(PreconditionedSGD):
+# %% ../../nbs/14_kfac.ipynb #5c4466ba
+class KFAC(LayerWise):
     """Kronecker-factored approximate curvature (Sec. 7.2.1, corrected; Martens & Grosse 2015): P = S (x) A + damping I for each linear layer, S and A second moments of its output gradients and inputs.
 
     Parameters outside of the layers that it can see (see `visible_layers`) take P = I, the plain momentum step; a warning at construction names them. Each row of a layer's input counts as a sample.
     A closure, a Problem, or `loss.backward(create_graph=opt.needs_graph()); opt.step()`: in the last idiom forward hooks watch the layers while statistics are due; `remove_hooks` takes them off, `watch` puts them on.
     ValueError for an option outside its range, TypeError for parameters instead of a module."""
-    takes_model = True                              # `Recipe.build` hands the module over
     choices = {"fisher": ("empirical", "exact", "sampled"), "then": ("descend", "adam")}
 
     def __init__(self,
@@ -230,14 +376,10 @@ class KFAC(PreconditionedSGD):
         max_grad_norm: float | None = None,         # clips the gradient, not the statistics
         seed: int = 0,                              # of the probes of "sampled"
     ):
-        if not isinstance(model, nn.Module): raise TypeError(f"KFAC was given a {type(model).__name__}, but needs the module, because its preconditioner is made of what each layer sees; write KFAC(model)")
         options = dict(lr=lr, betas=betas, damping=damping, fisher=fisher, inverse_every=inverse_every, ekfac=ekfac, pi=pi, then=then, beta_square=beta_square, eps=eps,
                        warmup=warmup, weight_decay=weight_decay, lr_warmup=lr_warmup, maximize=maximize)
         _check_own({**options, "stats_every": stats_every})
-        self._attach(model)
-        super().__init__(model.parameters() if params is None else params, {**SHARED, **options, "update_every": stats_every}, max_grad_norm, seed)
-        self._warn()
-        self._arm()
+        super().__init__(model, params, {**SHARED, **options, "update_every": stats_every}, max_grad_norm, seed)
 
     def add_param_group(self, param_group):
         "Adds a group; `stats_every` is accepted beside the options that `param_groups` shows."
@@ -245,28 +387,15 @@ class KFAC(PreconditionedSGD):
         if "stats_every" in group: group["update_every"] = group.pop("stats_every")
         super().add_param_group(group)
 
-    @property
-    def _step_supports_amp_scaling(self): return True   # GradScaler then hands its scale to `step`, which refuses it: it would scale the statistics
+    def _attach(self, model):
+        super()._attach(model)
+        self._counts, self._told = {}, set()
 
-    def needs_graph(self) -> bool:                  # pass it on: loss.backward(create_graph=opt.needs_graph())
-        "Whether the coming step sends vectors back through the graph that the gradient leaves."
-        return any(c.due and c.group["fisher"] != "empirical" for c in self._cohorts())
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._counts = {}
 
-# %% ../../nbs/14_kfac.ipynb #8efc1505
-@patch_to(KFAC)
-def _attach(self, model):
-    "Finds the layers of the model."
-    self.model, self._layers = model, visible_layers(model)
-    self._place = {id(p): (i, role) for i, m in enumerate(self._layers.values()) for role, p in m._parameters.items() if p is not None}
-    self._watch, self._seen, self._counts, self._told, self._idiom = None, {}, {}, set(), True
-
-@patch_to(KFAC)
-def _warn(self):
-    "One warning where parameters are outside of the layers that K-FAC can see."
-    names = {id(p): n for n, p in self.model.named_parameters()}
-    outside = [names.get(id(p), "a tensor that is not the model's") for g in self.param_groups for p in g["params"] if id(p) not in self._place]
-    if outside: warnings.warn(f"K-FAC sees linear layers alone; {len(outside)} parameters outside of them take the plain gradient, P = I: {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}", stacklevel=3)
-
+# %% ../../nbs/14_kfac.ipynb #b09faa0c
 @patch_to(KFAC)
 def _units(self, clock) -> list:
     "The layers of a clock's parameters, found once."
@@ -277,71 +406,6 @@ def _units(self, clock) -> list:
         layers = list(self._layers.values())
         clock.preconditioner = [_Unit(i, layers[i], at.get("weight"), at.get("bias"), clock.params[at.get("weight", at.get("bias"))]) for i, at in places.items()]
     return clock.preconditioner
-
-# %% ../../nbs/14_kfac.ipynb #4566607f
-@patch_to(KFAC)
-def watch(self) -> None:
-    "Puts the hooks on, for a step whose forward and backward pass run outside of `step`. They stay until that step."
-    self.remove_hooks()
-    self._watch = _Watch(list(self._layers.values()), self.model, any(g["fisher"] != "empirical" for g in self.param_groups))
-
-@patch_to(KFAC)
-def remove_hooks(self) -> None:
-    "Takes the hooks off the model and forgets what they saw."
-    if self._watch is not None: self._watch.remove()
-    self._watch = None
-
-@patch_to(KFAC)
-def _arm(self):
-    "Hooks on where the coming step updates statistics and its forward pass runs outside of `step`; off otherwise."
-    self.remove_hooks()
-    if self._idiom and self._layers and (not self._clocks or any(c.due for p, c in self._clocks.items() if p.requires_grad)): self.watch()
-
-@patch_to(KFAC)
-def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; None where step() was called without a closure
-    "One step; closure: a Problem, or a callable that returns the loss; None where `.grad` is filled already."
-    self._idiom = closure is None
-    try: return PreconditionedSGD.step(self, closure)
-    finally:
-        self._seen = {}
-        self._arm()
-
-# %% ../../nbs/14_kfac.ipynb #117f1828
-@patch_to(KFAC)
-def _differentiate(self, closure, params, due):
-    "(loss, gradients, (), ()) of this step; where statistics are due, `self._seen` holds what the layers saw."
-    clocks = {id(c): c for c in (self._clocks[p] for p in params)}.values()
-    kinds = sorted({c.group["fisher"] for c in clocks if c.due and self._units(c)})
-    if not kinds: return PreconditionedSGD._differentiate(self, closure, params, False)
-    generator = self._probe_generator(params[0].device) if "sampled" in kinds else None
-    before = None if generator is None else generator.get_state()
-    try:
-        if isinstance(closure, Problem):
-            self._check_problem(closure, params)
-            if _why_not(closure, params) is None: return self._from_sweeps(closure, params, kinds, generator)
-        return self._from_hooks(closure, params, kinds, generator)
-    except Exception:
-        if generator is not None: generator.set_state(before)
-        raise
-
-@patch_to(KFAC)
-def _from_sweeps(self, problem, params, kinds, generator):
-    "The fast path: chapter 01's sweeps, which pass by all that is wanted."
-    loss, grads, seen = value_grad_layers(problem, params, kinds, generator)
-    for w, phi, deltas in seen:
-        if id(w) in self._place: self._seen.setdefault(self._place[id(w)][0], []).append((phi, deltas))
-    return loss, list(grads), (), ()
-
-@patch_to(KFAC)
-def _from_hooks(self, closure, params, kinds, generator):
-    "The general path: hooks around the closure, or those that were on while the caller ran forward and backward."
-    if closure is not None: self.watch()
-    if self._watch is None: raise RuntimeError("this step updates K-FAC's statistics, but nothing watched the forward pass; call opt.watch() before it, or give step() a closure that returns the loss")
-    loss, grads = self._from_autograd(closure, params, kinds != ["empirical"])
-    self._seen = collect(self._watch, kinds, generator)
-    self.remove_hooks()
-    if not self._seen: raise RuntimeError("this step updates K-FAC's statistics, but no gradient passed through any of its layers while they were watched; run the uncompiled model's forward pass with gradients on, after the step before")
-    return None if loss is None else loss.detach(), [g.detach() for g in grads], (), ()
 
 # %% ../../nbs/14_kfac.ipynb #7ac5e505
 @patch_to(KFAC)
@@ -505,7 +569,7 @@ def momentum(self, clock):
         torch._foreach_mul_(squares, beta); torch._foreach_addcmul_(squares, clock.grads, clock.grads, value=1 - beta)
     return PreconditionedSGD.momentum(self, clock)
 
-# %% ../../nbs/14_kfac.ipynb #fbce1f02
+# %% ../../nbs/14_kfac.ipynb #72bff90c
 @patch_to(KFAC)
 def factors(self) -> dict:                          # layer's name -> (A, S)
     "The averaged statistics of each layer: A (n + 1, n + 1) with the bias's 1 last, S (m, m); the block of its row-wise parameters [W b] is S (x) A."
@@ -518,13 +582,6 @@ def factors(self) -> dict:                          # layer's name -> (A, S)
 _MATRICES = ("inputs", "outputs", "inverse_inputs", "inverse_edge", "inverse_outputs", "basis_inputs", "basis_outputs", "scaling")
 
 @patch_to(KFAC)
-def state_dict(self):
-    "torch's state_dict, and the state of the generator of the probes, where a group samples them."
-    sampled = any(g["fisher"] == "sampled" for g in self.param_groups)
-    generator = self._probe_generator(self.param_groups[0]["params"][0].device) if sampled else None
-    return {**torch.optim.Optimizer.state_dict(self), "generator": None if generator is None else generator.get_state()}
-
-@patch_to(KFAC)
 def _check_loaded(self, state_dict):
     others = {i: {n: v for n, v in s.items() if n not in _MATRICES} for i, s in state_dict["state"].items()}
     PreconditionedSGD._check_loaded(self, {**state_dict, "state": others})
@@ -533,23 +590,3 @@ def _check_loaded(self, state_dict):
         S, layer = state_dict["state"].get(i, {}).get("outputs"), self._place.get(id(p))
         if S is not None and (layer is None or len(S) != len(p)):
             raise ValueError(f"the state to be loaded has a factor of shape {tuple(S.shape)} for a parameter of shape {tuple(p.shape)}; load the state of the same model")
-
-@patch_to(KFAC)
-def load_state_dict(self, state_dict):
-    PreconditionedSGD.load_state_dict(self, state_dict)
-    self._counts = {}
-    self._arm()
-
-@patch_to(KFAC)
-def __getstate__(self): return {**PreconditionedSGD.__getstate__(self), "model": self.model, "_idiom": self._idiom}
-
-@patch_to(KFAC)
-def __setstate__(self, state):
-    PreconditionedSGD.__setstate__(self, state)
-    idiom = self._idiom
-    self._attach(self.model)
-    self._idiom = idiom
-    self._cohorts()
-    for m in self.model.modules():                  # a copied model has taps without a watch
-        for key in [k for k, hook in m._forward_hooks.items() if isinstance(hook, _Tap) and hook.watch() is None]: del m._forward_hooks[key]
-    self._arm()
