@@ -17,7 +17,7 @@ PUBLIC = {
     "curvature": "Problem hvp ggn_vp hessian hutchinson_diagonal equilibration value_grad_hvp condition_number precondition",
     "conditioning": "condition_number precondition spectrum effective_rank gej_bound",
     "density": "zero_fraction",
-    "optim": "SGD Adam ESGD AdaHessian Shampoo KFAC LBFGS",
+    "optim": "SGD Adam GaussNewton ESGD AdaHessian Shampoo KFAC LBFGS",
     "recipes": "recipe recipes",
     "data.images": "load_image default_image image_names data_root ImageData",
     "metrics": "mse psnr ssim lpips",
