@@ -723,11 +723,12 @@ def _thinned(curve, rows):
 def record(
     run: Run,  # finished or diverged
     folder=RECORDS,
+    rows=_RECORDED_CURVE,  # of the training curve, at most; few where only the end counts
 ) -> Path:
     "Write a run's record and return the file."
     summary, stored = run._json("metrics.json"), run._json("config.json")
     values = {k: v for k, v in summary.items() if k not in ("files", "digest")}
-    curve = _thinned(run.curve, _RECORDED_CURVE) if len(run.curve) else []
+    curve = _thinned(run.curve, rows) if len(run.curve) else []
     values |= {"config": stored["config"], "resolved": stored["resolved"], "provenance": run.provenance, "curve": curve,
                "evals": [[int(e.step), round(e.seconds, 3), round(e.cpu_seconds, 3), e.mse, e.psnr] for e in run.evals.itertuples()]}
     file = Path(folder) / f"{run.key}.json"
