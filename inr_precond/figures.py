@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'LINES', 'NAMES', 'T975', 'MIN_PAIRS', 'RANKING_STEPS', 'RANKING_SIZE', 'SCALES', 'style', 'label',
-           'by_method', 'grid', 'steps_per_epoch', 'spread', 'spread_words', 'titled', 'new_figure', 'show', 'draw',
-           'convergence', 'convergence_by_picture', 'crossing', 'at_step', 'paired', 'measure', 'result_table',
-           'too_short', 'short_note', 'conclude', 'conclude_speed', 'final_dots', 'error_map', 'detail_windows',
-           'reconstructions', 'first_reconstructions', 'Experiment', 'summary', 'provenance_words']
+           'by_method', 'grid', 'steps_per_epoch', 'undisturbed', 'timed', 'ms_per_step', 'spread', 'spread_words',
+           'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_picture', 'crossing', 'at_step',
+           'paired', 'measure', 'result_table', 'too_short', 'short_note', 'conclude', 'conclude_speed', 'final_dots',
+           'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions', 'Experiment', 'summary',
+           'provenance_words']
 
 # %% ../nbs/34_figures.ipynb #81710e06
 import io
@@ -69,13 +70,31 @@ def steps_per_epoch(config):  # a RunConfig with image_size (pixels a side) and 
     "Steps in which as many pixels are drawn as the image has."
     return config.image_size ** 2 / config.batch_size
 
+# %% ../nbs/34_figures.ipynb #71a0c1d6
+def undisturbed(run):
+    "Whether the CPU time of a run stands for its time: one thread, on the CPU."
+    return getattr(run.config, "device", "cpu") == "cpu" and (getattr(run, "provenance", None) or {}).get("threads") == 1 and len(run.evals) > 0
+
+def timed(run, frame="evals"):  # "evals" or "curve"
+    "A run's evaluations or training curve, its `seconds` being those that no other process lengthens."
+    table, evals = getattr(run, frame), run.evals
+    if not undisturbed(run): return table
+    if frame == "evals": return table.assign(seconds=table["cpu_seconds"])
+    step, cpu = np.r_[0., evals["step"]], np.r_[0., evals["cpu_seconds"]]
+    beyond = np.maximum(table["step"] - step[-1], 0.) * cpu[-1] / step[-1]  # what a run made between its last evaluation and its divergence
+    return table.assign(seconds=np.interp(table["step"], step, cpu) + beyond)
+
+def ms_per_step(run):
+    "Milliseconds of a whole step: of CPU time where it stands for time, else the median of the wall times."
+    return 1000 * float(run.evals["cpu_seconds"].iloc[-1]) / float(run.evals["step"].iloc[-1]) if undisturbed(run) and run.evals["step"].iloc[-1] > 0 else run.ms_per_step
+
 # %% ../nbs/34_figures.ipynb #c10c2192
 def spread(runs,  # runs of one method, over seeds
            column,  # "psnr" or "mse" of the evaluations, "loss" of the training curve
            frame="evals"):  # "evals" or "curve"
     "Median, minimum and maximum over the runs at each step, with the median seconds: columns step, seconds, middle, low, high."
     import pandas as pd
-    tables = [getattr(run, frame).set_index("step") for run in runs]
+    tables = [timed(run, frame).set_index("step") for run in runs]
     values = pd.concat([t[column] for t in tables], axis=1).astype(float).replace([np.inf, -np.inf], np.nan)
     seconds = pd.concat([t["seconds"] for t in tables], axis=1).median(axis=1)
     out = pd.DataFrame({"seconds": seconds, "middle": values.median(axis=1), "low": values.min(axis=1), "high": values.max(axis=1)})
@@ -145,7 +164,7 @@ def draw(ax, runs, column, frame="evals", against="epochs", name=None, last_step
     if len(runs) > 2: ax.fill_between(x(table), table["low"], table["high"], color=look["color"], alpha=.15, linewidth=0)
     elif len(runs) == 2:
         for run in runs:
-            own = getattr(run, frame)
+            own = timed(run, frame)
             own = own[own["step"] <= last_step]
             ax.plot(x(own), own[column], color=look["color"], linestyle=look["linestyle"], linewidth=.6)
 
@@ -264,7 +283,7 @@ def _measure_run(name, run, partner):
     return {"method": name, "recipe": config.recipe, "image": Path(config.image).stem, "seed": config.seed, "steps": config.steps, "image_size": config.image_size,
             "status": run.status, "diverged_at": run.diverged_at, "psnr": get("psnr"), "best_psnr": get("best_psnr"), "ssim": get("ssim"), "lpips": get("lpips"),
             "mse": get("mse"), "target_psnr": target, "steps_to_target": crossing(run.evals["step"], run.evals["psnr"], target),
-            "seconds_to_target": crossing(run.evals["seconds"], run.evals["psnr"], target), "ms_per_step": run.ms_per_step,
+            "seconds_to_target": crossing(timed(run)["seconds"], run.evals["psnr"], target), "ms_per_step": ms_per_step(run),
             "state_floats_per_parameter": run.state_floats_per_parameter, "common_step": common, "difference": both}
 
 # %% ../nbs/34_figures.ipynb #47b1969e

@@ -71,6 +71,22 @@ def test_known_crossing_step_and_seconds():
     assert rows.steps_to_target["Adam"] == pytest.approx(8000)
 
 
+def test_another_program_beside_a_run_does_not_lengthen_its_seconds():
+    "Wall time in the tables: a method that trained while the machine was busy would look three times as dear. On a GPU, and for several threads, CPU time says nothing."
+    def busy(device="cpu", threads=1, status="finished"):
+        run = make_run("esgd/released", slope=.0025, status=status)
+        run.evals["seconds"] *= 3; run.curve["seconds"] *= 3; run.ms_per_step *= 3
+        run.config.device, run.provenance = device, {**run.provenance, "threads": threads}
+        return run
+    row = lambda run: figures.measure({"Adam": [make_run()], "ESGD released": [run]}).set_index("method").loc["ESGD released"]
+    assert row(busy()).seconds_to_target == pytest.approx(64) and row(busy()).ms_per_step == pytest.approx(10)
+    for other in (busy("cuda:0"), busy(threads=2)):
+        assert row(other).seconds_to_target == pytest.approx(192) and row(other).ms_per_step == pytest.approx(30)
+    spread = figures.spread([busy(), busy()], "loss", "curve"); assert spread.seconds.to_numpy() == pytest.approx(spread.step * .01)
+    cut = busy(status="diverged"); cut.evals = cut.evals[cut.evals.step <= 4000]  # its curve goes on for half of the run
+    assert figures.timed(cut, "curve").seconds.to_numpy() == pytest.approx(cut.curve.step * .01)
+
+
 def test_the_target_is_the_one_of_the_same_seed_and_image():
     "Comparing every run with the first Adam run would give one target."
     runs = [make_run("adam/released", s, start=15 + s, image=i) for s in (0, 1) for i in ("a", "b")] + [make_run("esgd/released", s, image=i) for s in (0, 1) for i in ("a", "b")]
