@@ -68,6 +68,81 @@ def test_adam_equals_torch(options):
     assert compare(lambda p: Adam(p, **options), lambda p: torch.optim.Adam(p, **options), dtype=torch.float32) < 1e-5
 
 
+def wide(seed=0):
+    "A float32 network with more than 16,384 parameters, which Adam's one-pass kernel takes, and its gradients at some steps."
+    gen = torch.Generator().manual_seed(seed)
+    params = [nn.Parameter(torch.randn(*s, generator=gen)) for s in ((128, 130), (128,), (3, 128), (3,))]
+    return params, [[torch.randn(p.shape, generator=gen) for p in params] for _ in range(12)]
+
+
+def walk(opt, params, grads, after=lambda t: None):
+    "The parameters after steps along given gradients."
+    for t, gs in enumerate(grads):
+        for p, g in zip(params, gs): p.grad = g.clone()
+        opt.step()
+        after(t)
+    return flat(params)
+
+
+@pytest.mark.parametrize("options", [dict(lr=.01), dict(lr=torch.tensor(.01)), dict(lr=.03, betas=(.7, .9), eps=1e-3), dict(lr=.01, maximize=True)])
+def test_one_pass_adam_equals_torch(options):
+    "The kernel fed with t counted from 0, with a stale step, with the sign of `maximize` applied twice or not at all, or with eps and betas of another group."
+    a, grads = wide()
+    b, _ = wide()
+    c, _ = wide()
+    opt, theirs = Adam(a, **options), torch.optim.Adam(b, **{**options, "lr": float(options["lr"])}, fused=True)
+    slow = Adam(c, **options)
+    slow._fusable = lambda clock: False
+    halve = lambda o: lambda t: t == 5 and o.param_groups[0].update(lr=o.param_groups[0]["lr"] / 2)   # a schedule
+    ours = walk(opt, a, grads, halve(opt))
+    assert torch.equal(ours, walk(theirs, b, grads, halve(theirs)))
+    torch.testing.assert_close(ours, walk(slow, c, grads, halve(slow)), rtol=1e-5, atol=1e-6)
+    assert opt.state[a[0]]["step"] == opt.state[a[0]]["updates"] == 12
+
+
+def test_one_pass_adam_decays_as_adamw():
+    "Coupled decay by the kernel's own weight_decay, or decay twice."
+    (a, grads), (b, _) = wide(), wide()
+    torch.testing.assert_close(walk(Adam(a, lr=.01, weight_decay=.3), a, grads), walk(torch.optim.AdamW(b, lr=.01, weight_decay=.3), b, grads), rtol=1e-5, atol=1e-6)
+
+
+def test_one_pass_adam_leaves_the_rest_to_the_passes():
+    "The kernel, which reads memory in storage order, on a transposed gradient; on a step after one without curvature; on Nesterov's or on no momentum."
+    def ends(change, options=()):
+        found = []
+        for fused in (True, False):
+            params, grads = wide()
+            opt = Adam(params, lr=.01, **dict(options))
+            if not fused: opt._fusable = lambda clock: False
+            for gs in grads:
+                for p, g in zip(params, gs): p.grad = g.clone()
+                change(opt, params)
+                opt.step()
+            found.append(flat(params))
+        return found
+    def transposed(opt, params): params[0].grad = params[0].grad.t().contiguous().t()
+    def sparse_schedule(opt, params): opt.param_groups[0]["update_every"] = 3
+    nothing = lambda opt, params: None
+    for case in ((transposed,), (sparse_schedule,), (nothing, dict(nesterov=True)), (nothing, dict(betas=(0., .9)))):
+        torch.testing.assert_close(*ends(*case), rtol=1e-5, atol=1e-6)
+
+
+def test_one_pass_adam_continues_bit_for_bit():
+    "A clock that the kernel's step does not advance, a counter that is shared with a loaded state, or a preconditioner left from before."
+    (a, grads), (b, _) = wide(), wide()
+    opt = Adam(a, lr=.01, lr_warmup=4)
+    walk(opt, a, grads[:6])
+    saved, weights = copy.deepcopy(opt.state_dict()), [p.detach().clone() for p in a]
+    whole = walk(opt, a, grads[6:])
+    with torch.no_grad():
+        for p, w in zip(b, weights): p.copy_(w)
+    resumed = Adam(b, lr=.01, lr_warmup=4)
+    resumed.load_state_dict(saved)
+    assert torch.equal(whole, walk(resumed, b, grads[6:]))
+    P = opt.preconditioner()[a[1]]
+    torch.testing.assert_close(P, (opt.state[a[1]]["curvature"] / (1 - .999**12)).sqrt() + 1e-8)
+
+
 def test_weight_decay_equals_adamw():
     "Coupled decay (added to the gradient), or decay without the learning rate."
     assert compare(lambda p: Adam(p, lr=.01, weight_decay=.3), lambda p: torch.optim.AdamW(p, lr=.01, weight_decay=.3)) < 1e-13

@@ -251,14 +251,20 @@ def _prepare(self, grads, cohorts):
 @patch_to(PreconditionedSGD)
 def _advance(self, clock):
     "The update of one cohort: curvature where due, momentum, decay, descent."
-    group = clock.group
     if clock.due: self.update_curvature(clock); clock.stale = True
     m, correction = self.momentum(clock)
+    rate = self._decay(clock)
+    self.descend(clock, m, rate / correction)
+    clock.tick()
+
+@patch_to(PreconditionedSGD)
+def _decay(self, clock) -> float:
+    "Applies the weight decay; returns this step's learning rate, its warm-up included."
+    group = clock.group
     rate = float(group["lr"]) * min(1., (clock.t + 1) / max(1, group["lr_warmup"]))
     if group["lr_warmup_decay"]: rate *= 1 - group["lr_warmup_decay"] ** (clock.k + clock.due)
     if group["weight_decay"]: torch._foreach_mul_(clock.params, 1 - rate * group["weight_decay"])
-    self.descend(clock, m, rate / correction)
-    clock.tick()
+    return rate
 
 # %% ../../nbs/10_preconditioned_sgd.ipynb #4e81a55a
 @patch_to(PreconditionedSGD)
@@ -396,3 +402,22 @@ class Adam(Diagonal):
         torch._foreach_mul_(v, beta); torch._foreach_addcmul_(v, clock.grads, clock.grads, value=1 - beta)
 
     def diagonal(self, clock, k, t, out=None): return root_mean(self.curvature(clock), 1 - clock.group["betas"][1] ** k, clock.group["eps"], out)
+
+# %% ../../nbs/10_preconditioned_sgd.ipynb #5692461d
+_fused_adam = torch._fused_adam_ if torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adam_", "CPU") else None
+
+@patch_to(Adam)
+def _fusable(self, clock) -> bool:
+    "Whether torch's one-pass kernel makes this cohort's step."
+    group = clock.group
+    if _fused_adam is None or group["nesterov"] or not group["betas"][0] or not clock.due or clock.k != clock.t or sum(p.numel() for p in clock.params) < 2**14: return False
+    return all(p.dtype is g.dtype is torch.float32 and p.device.type == "cpu" and p.is_contiguous() and g.is_contiguous() for p, g in zip(clock.params, clock.grads))
+
+@patch_to(Adam)
+def _advance(self, clock):
+    "The update of one cohort, in one pass where that is possible."
+    m, v = ([self.slot(p, name) for p in clock.params] for name in ("momentum", "curvature")) if self._fusable(clock) else ([], [])
+    if not m or not all(s.is_contiguous() for s in (*m, *v)): return PreconditionedSGD._advance(self, clock)
+    (beta1, beta2), eps, rate = clock.group["betas"], clock.group["eps"], self._decay(clock)
+    clock.tick(); clock.stale = True                # the kernel wants t counted from 1
+    _fused_adam(clock.params, clock.grads, m, v, [], [clock.step] * len(m), lr=rate, beta1=beta1, beta2=beta2, weight_decay=0., eps=eps, amsgrad=False, maximize=False)
