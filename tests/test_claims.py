@@ -319,7 +319,7 @@ def test_evidence_survives_the_record(tmp_path):
 
 # The registry
 
-NAMES = {"conditioning", "estimators", "bound", "adam-gauss-newton", "hvp-density", "esgd-image", "esgd-image-sine", "esgd-image-wavelet", "jacobi-vs-equilibrated", "relu-pe-image", "lbfgs-stochastic", "fair-tuning", "hidden-schedule", "esgd-start", "hidden-schedule-warm"}
+NAMES = {"conditioning", "estimators", "bound", "adam-gauss-newton", "hvp-density", "esgd-image", "esgd-image-sine", "esgd-image-wavelet", "jacobi-vs-equilibrated", "relu-pe-image", "lbfgs-stochastic", "fair-tuning", "hidden-schedule", "esgd-start", "esgd-start-others", "relu-pe-warm", "hidden-schedule-warm"}
 
 
 def test_registry():
