@@ -3,6 +3,7 @@ import io
 
 import pytest
 import torch
+from torch import nn
 
 from inr_precond.curvature import Problem
 from inr_precond.inr import INR, Gaussian
@@ -153,3 +154,10 @@ def test_bad_closures():
     with pytest.raises(RuntimeError, match="does not depend on any parameter"): LBFGS([w]).step(lambda: torch.ones((), requires_grad=True) * 2)
     with pytest.raises(RuntimeError, match="does not depend on any parameter"): LBFGS([w]).step(lambda: torch.ones(()))
     assert torch.equal(w, torch.zeros(2)) and not LBFGS([w]).needs_graph()
+
+
+def test_a_frozen_model_is_refused():
+    "torch's own words about an empty list of inputs."
+    x = torch.ones(3, 2, requires_grad=True)
+    net = nn.Linear(2, 1).requires_grad_(False)
+    with pytest.raises(RuntimeError, match="every parameter of this optimizer is frozen"): LBFGS(net.parameters()).step(lambda: net(x).mean())

@@ -67,6 +67,8 @@ class LBFGS(torch.optim.LBFGS):
     def step(self, closure=None) -> torch.Tensor:   # the loss before the step, detached
         "Up to max_iter iterations. closure: a Problem, or a callable that returns the loss, with or without calling backward itself."
         if not callable(closure): raise RuntimeError("L-BFGS evaluates the loss several times a step, so the gradient in .grad is not enough; give step() a Problem or a closure that returns the loss")
+        params = [p for p in self._params if p.requires_grad]
+        if not params: raise RuntimeError("every parameter of this optimizer is frozen (requires_grad is False); unfreeze one or leave the step out")
         base = torch.optim.LBFGS.step               # torch wraps it in a profiler's hook, once any plain LBFGS exists; ours is wrapped itself, and user hooks must not run twice
         base = base.__wrapped__ if getattr(base, "hooked", False) else base
-        return base(self, _gradient_closure(closure, [p for p in self._params if p.requires_grad]))
+        return base(self, _gradient_closure(closure, params))
