@@ -138,14 +138,14 @@ REPRODUCED, REJECTED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "unde
 
 @dataclass(frozen=True)
 class PartResult:
-    "What became of one part: verdict, effect (mean difference) and interval."
+    "What became of one part: verdict, effect and interval."
     name: str
     inequality: str
     unit: str
     margin: float
     verdict: str
     reason: str
-    effect: float = math.nan     # mean of the differences, an unknown end replaced by the known one
+    effect: float = math.nan     # mean of the differences (median where order statistics limit it), an unknown end replaced by the known one
     bound: str = ""              # "at least", "at most", "about": what the unknown ends make of the effect
     low: float = -math.inf       # limits, each at its tail
     high: float = math.inf
@@ -161,7 +161,8 @@ def _summary(pairs, high_tail):
     points = np.where(np.isfinite(low), low, high)
     words = {(False, False): "", (False, True): "at least", (True, False): "at most", (True, True): "about"}
     limit = limits(pairs, TAIL, high_tail)
-    return {"effect": float(points.mean()), "bound": words[bool((low == -math.inf).any()), bool((high == math.inf).any())], "low": limit[0], "high": limit[1], "n": len(pairs),
+    ordered = math.isfinite(limit[0]) and (low == -math.inf).any() or math.isfinite(limit[1]) and (high == math.inf).any()
+    return {"effect": float(np.median(points) if ordered else points.mean()), "bound": words[bool((low == -math.inf).any()), bool((high == math.inf).any())], "low": limit[0], "high": limit[1], "n": len(pairs),
             "method": "order statistics" if (low == -math.inf).any() or (high == math.inf).any() else "Student's t"}
 
 # %% ../nbs/32_claims.ipynb #33764815
@@ -183,6 +184,7 @@ def _decide(found, needed, short):
     "Verdict and reason from the interval of a part."
     if short: return UNDECIDED, str(short)
     if found.n < needed: return UNDECIDED, f"{found.n} pair{'s' * (found.n != 1)}, {needed} are needed" + (f" ({found.silent} more tell nothing: neither run arrived, or one is missing)" if found.silent else "")
+    if found.high < found.margin < found.low: return UNDECIDED, "the pairs disagree: most lie above the margin and their mean below it, or the reverse"
     if found.low > found.margin: return REPRODUCED, "the interval lies above the margin"
     if found.high < found.margin: return REJECTED, "the interval lies below the margin"
     if found.method == "order statistics" and not (math.isfinite(found.low) or math.isfinite(found.high)): return UNDECIDED, "too many runs did not arrive for an interval"

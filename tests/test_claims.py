@@ -433,3 +433,22 @@ def test_table(made_up):
     assert "+1 [+0.804, +1.2] dB, 5 pairs" in " ".join(text.split()) and "factor 2 [2, 2] in seconds, 5 pairs" in " ".join(text.split()) and "not run: three" in text
     assert all(len(line) <= 100 for line in text.splitlines()) and text.startswith("Claims\n")
     assert claims.effect_text(claims.collect([entry("home", {"two": {"printed": {"parts": {"A before C, seconds": parts["parts"]["A before C, seconds"]}}}})], "laptop")[1]["parts"][1]) == "at least factor 3 [3, ?] in seconds, 5 pairs"
+
+
+# Two kinds of limits
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_median_and_mean_that_contradict_each_other_decide_nothing(made_up, sign):
+    "Fifteen clear pairs and five lost ones: by order statistics above the margin, by Student's t below. Catches the verdict that is looked for first."
+    differences = [sign * (1 + .01 * i) for i in range(15)] + [[None, -50.] if sign > 0 else [50., None]] * 5
+    found = made_up.judge("one", {"differences": differences})
+    assert found.high < .3 < found.low and found.verdict == UNDECIDED and "disagree" in found.reason
+
+
+def test_the_effect_is_what_the_interval_is_of(made_up):
+    "Eleven pairs above the margin and a lost one. Catches a mean of -3 dB beside an interval of the median, and a median where Student's t limits the mean."
+    found = made_up.judge("one", {"differences": [1 + .01 * i for i in range(11)] + [[None, -50.]]})
+    assert found.verdict == REPRODUCED and found.low <= found.effect <= found.high and found.effect == pytest.approx(1.045)
+    assert made_up.judge("one", {"differences": [1., 1., 1., 1., 6.]}).effect == 2
+    assert made_up.judge("one", {"differences": [[None, -d] for d in (1., 1., 1., 1., 6.)]}).effect == -2
