@@ -282,6 +282,14 @@ def test_a_rank_deficient_statistic_does_not_explode():
         assert changes[0].norm() < 1.01 and changes[1].norm() <= 1.01 * 1e2 * normal(30, 20, seed=5).norm() / first.norm()
 
 
+@pytest.mark.parametrize("vectors", ["diagonal", "matrix"])
+def test_entries_of_a_vector_without_gradient_stay_without_a_ridge(vectors):
+    "0 / 0 in a bias of which some units are dead."
+    p = nn.Parameter(torch.zeros(4, dtype=D))
+    change, = feed(bare(p, eps=0., vectors=vectors, block_size=2), p, [torch.tensor([3., 0., 0., -2.])])
+    assert torch.equal(change[1:3], torch.zeros(2, dtype=D)) and change.isfinite().all() and change[0] < 0 < change[3]
+
+
 def test_nan_shows():
     "A divergence that the root turns into a finite step, or into a crash."
     p = nn.Parameter(torch.zeros(3, 2))
