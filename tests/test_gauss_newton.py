@@ -333,3 +333,45 @@ def test_no_warning_for_parameters_outside_of_the_layers(recwarn):
     "K-FAC's warning, which would be wrong here."
     GaussNewton(Odd())
     assert not [w for w in recwarn if "sees linear" in str(w.message)]
+
+
+# ---------------------------------------------------------------------------------------------- loops of one's own
+@pytest.mark.parametrize("fisher", ["exact", "sampled"])
+@pytest.mark.parametrize("model", ["inr", "odd"])
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(model, fisher):
+    "The curvature of the loss in place of minus the loss, in layers or in other parameters: only the damping is left, and the step explodes."
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    ends = []
+    for sign in (1, -1):
+        prob, odd = problem(), Odd()
+        net, inputs = (prob.model, prob.inputs) if model == "inr" else (odd, x)
+        opt = GaussNewton(net, fisher=fisher, maximize=sign < 0)
+        for _ in range(3): opt.step(lambda net=net, inputs=inputs, sign=sign: sign * (net(inputs) - 1).square().mean())
+        ends.append(flat(net.parameters()))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+def test_a_unit_that_wakes_between_two_updates_does_not_explode():
+    "A gradient divided by the smallest number: without damping, a diagonal of zero says nothing about the steps until the next one."
+    net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+    with torch.no_grad(): net[0].weight.fill_(1.); net[0].bias.copy_(torch.tensor([-5., 0.]))
+    opt = GaussNewton(net, lr=1e-3, damping=0., update_every=3)
+    ends = []
+    for scale in (1., 10., 10., 10.):                   # the first unit is dead on inputs up to 5
+        x = scale * torch.linspace(0, 1, 8, dtype=F64)[:, None]
+        opt.step(lambda x=x: (net(x) - 1).square().mean())
+        ends.append(net[0].bias[0].item())
+    assert ends[:3] == [-5.] * 3 and ends[3] != -5. and flat(net.parameters()).abs().max() < 10
+
+
+def test_a_layer_beside_the_outputs_is_named():
+    "An AttributeError of an int, or a gradient divided by the damping alone."
+    class Side(nn.Module):
+        def __init__(self): super().__init__(); self.body, self.side, self.head = (nn.Linear(2, 2, dtype=F64) for _ in range(3))
+        def forward(self, x): h = torch.tanh(self.body(x)); self.seen = self.side(h); return self.head(h)
+    net, x = Side(), torch.ones(4, 2, dtype=F64)
+    before = flat(net.parameters())
+    opt = GaussNewton(net)
+    with pytest.raises(RuntimeError, match="layer 'side', but not through what the model returns"): opt.step(lambda: (net(x) + net.seen).square().mean())
+    assert torch.equal(before, flat(net.parameters()))
+    opt.step(lambda: (net(x) + net.seen.detach()).square().mean())

@@ -517,7 +517,9 @@ def test_a_layer_whose_forward_does_not_run_is_said_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         before = net[0].weight.detach().clone(); opt.step(loss)
-    torch.testing.assert_close(net[0].weight.detach(), before - .5 * net[0].weight.grad)
+        torch.testing.assert_close(net[0].weight.detach(), before - .5 * net[0].weight.grad)
+        opt.step(lambda: net(x).square().mean()); opt.step(loss)    # one that was seen keeps what it has, in silence
+        fresh = KFAC(net, stats_every=1); fresh.step(lambda: net(x).square().mean()); fresh.step(loss)
 
 
 def test_which_layers_are_visible():
@@ -728,3 +730,108 @@ def test_the_seed_decides_the_probes_and_a_refused_step_restores_them(fisher):
     with pytest.raises(ValueError): opt.step(Problem(prob.model, prob.inputs, prob.targets[:5]))
     after = opt.state_dict()["generator"]
     assert before is after is None if fisher != "sampled" else torch.equal(before, after)
+
+
+# ---------------------------------------------------------------------------------------------- loops of one's own
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("fisher", FISHERS)
+def test_a_batch_that_is_skipped_leaves_nothing_in_the_statistics(fisher):
+    "What a backward pass without a step (its loss was NaN) left with the hooks: a NaN there stays for ever."
+    ends = []
+    for skip in (False, True):
+        prob = problem()
+        opt = kfac(prob, fisher=fisher)
+        if skip: (prob.model(prob.inputs * float("nan")) - prob.targets).square().mean().backward(create_graph=opt.needs_graph())
+        for _ in range(2): opt.zero_grad(); prob().backward(create_graph=opt.needs_graph()); opt.step()
+        ends.append(flat(prob.params))
+    assert torch.equal(*ends)
+
+
+def test_gradients_cleared_between_forward_and_backward():
+    "The coming pass forgotten with the one before."
+    a, b = problem(), problem()
+    oa, ob = kfac(a, fisher="exact"), kfac(b, fisher="exact")
+    oa.step(lambda: a())
+    loss = b(); ob.zero_grad(); loss.backward(create_graph=True); ob.step()
+    torch.testing.assert_close(flat(a.params), flat(b.params))
+
+
+@pytest.mark.parametrize("ekfac", [False, True])
+@pytest.mark.parametrize("fisher", FISHERS)
+def test_a_layer_through_which_no_row_comes(fisher, ekfac):
+    "0 / 0 in the statistics of an expert that was not chosen."
+    class Experts(nn.Module):
+        def __init__(self): super().__init__(); self.each = nn.ModuleList(nn.Linear(2, 1, dtype=torch.float64) for _ in range(2))
+        def forward(self, x): return torch.cat([e(x[k]) for e, k in zip(self.each, (x[:, 0] < self.edge, x[:, 0] >= self.edge))])
+    model = Experts(); model.edge = 9.
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    opt = KFAC(model, fisher=fisher, ekfac=ekfac)
+    before = model.each[1].weight.detach().clone()
+    opt.step(lambda: (model(x) - 1).square().mean())
+    assert flat(model.parameters()).isfinite().all() and torch.equal(model.each[1].weight, before)
+    model.edge = 0.
+    opt.step(lambda: (model(x) - 1).square().mean())
+    assert flat(model.parameters()).isfinite().all() and not torch.equal(model.each[1].weight, before) and set(opt.factors()) == {"each.0", "each.1"}
+
+
+@pytest.mark.parametrize("way", ["problem", "closure"])
+@pytest.mark.parametrize("fisher", FISHERS)
+def test_maximizing_minus_the_loss_is_minimizing_the_loss(fisher, way):
+    "The curvature of the loss in place of minus the loss: what is left of a concave one is the damping alone, and the step explodes."
+    ends = []
+    for sign in (1, -1):
+        prob = problem()
+        prob = Problem(prob.model, prob.inputs, prob.targets, lambda out, y, sign=sign: sign * (out - y).square().mean())
+        opt = KFAC(prob.model, lr=.1, damping=1e-3, fisher=fisher, maximize=sign < 0)
+        for _ in range(3): opt.step(prob if way == "problem" else lambda prob=prob: prob())
+        ends.append(flat(prob.params))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("added", [{}, {"fisher": "exact"}])
+def test_a_group_that_is_added_in_mid_run_is_watched(added):
+    "Hooks that stay off at its first step, or that do not see the outputs which it needs."
+    prob = problem()
+    one, two = list(prob.model.layers[0].parameters()), list(prob.model.layers[1].parameters())
+    opt = kfac(prob, params=one, stats_every=5)
+    for _ in range(2): opt.zero_grad(); prob().backward(create_graph=opt.needs_graph()); opt.step()
+    opt.add_param_group({"params": two, **added})
+    opt.zero_grad(); prob().backward(create_graph=opt.needs_graph()); opt.step()
+    assert len(opt.factors()) == 2 and hooks(prob.model) == 0
+
+
+def test_maximizing_on_the_fast_path_is_the_same():
+    "The curvature of -loss in the hooks and that of the loss in the sweeps."
+    ends = []
+    for fast in (True, False):
+        prob = problem()
+        opt = KFAC(prob.model, lr=1e-3, fisher="exact", maximize=True)
+        opt.step(prob if fast else lambda prob=prob: prob())
+        ends.append(flat(prob.params))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+def test_a_layer_that_is_thawed_in_mid_run_is_watched(fisher):
+    "Hooks that stay off at the first step of a parameter that was frozen."
+    prob = problem()
+    prob.model.layers[1].requires_grad_(False)
+    opt = kfac(prob, stats_every=5, fisher=fisher)
+    for step in range(4):
+        if step == 2: prob.model.layers[1].requires_grad_(True)
+        opt.zero_grad(); assert (hooks(prob.model) > 0) == (step in (0, 2))
+        prob().backward(create_graph=opt.needs_graph()); opt.step()
+    assert len(opt.factors()) == 3
+
+
+def test_frozen_parameters_ask_for_no_hooks():
+    "Hooks on at every step for a group that stopped where its statistics were due."
+    prob = problem()
+    one, two = list(prob.model.layers[0].parameters()), list(prob.model.layers[1].parameters())
+    opt = kfac(prob, params=[{"params": one}, {"params": two}], stats_every=2)
+    for step in range(4):
+        if step == 2: prob.model.layers[1].requires_grad_(False)
+        opt.zero_grad(); assert (hooks(prob.model) > 0) == (step % 2 == 0)
+        prob().backward(); opt.step()

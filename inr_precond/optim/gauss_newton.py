@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from ..curvature import rademacher_like
 from .base import SHARED, Diagonal, patch_to, state_dtype
-from .kfac import LayerWise, _check_own, output_hessian, product_nt, psd_root
+from .kfac import LayerWise, _check_own, _kind, output_hessian, product_nt, psd_root
 
 # %% ../../nbs/15_gauss_newton.ipynb #5e626118
 def layer_diagonal(
@@ -69,29 +69,36 @@ def _sweepable(self, problem, params): return LayerWise._sweepable(self, problem
 @patch_to(GaussNewton)
 def _look_outside(self, params, kinds, generator):
     "J^T R e of the other parameters, one vector of random signs e for the whole batch: the square's mean is the diagonal, whatever the model does with them."
+    lost = next((key for key, passes in self._seen.items() if not any(deltas[kind] for _, deltas in passes for kind in kinds)), None)
+    if lost is not None: raise RuntimeError(f"the loss depends on layer {list(self._layers)[lost]!r}, but not through what the model returns, so there is no Gauss-Newton diagonal for it; let the model return all that the loss compares, in one tensor")
     found, others = {}, self._outsiders(params)
+    climbing = lambda p: self._clocks[p].group["maximize"]
     for out in (r for r in self._watch.done.values() if r.key == "outputs" and others):
         edge = self._watch.edges[id(out)]
-        R = psd_root(output_hessian(out.grad, edge, out.shape[-1] if len(out.shape) > 1 else 1))
-        signs = rademacher_like([R[:, :, 0]], self._probe_generator(R.device) if generator is None else generator)[0]
-        sent = torch.autograd.grad([edge], others, [(R @ signs.unsqueeze(2)).reshape(out.shape)], retain_graph=True, allow_unused=True)
-        for p, u in zip(others, sent):
-            if u is not None: found[p] = found.get(p, 0) + u.detach()
+        H = output_hessian(out.grad, edge, out.shape[-1] if len(out.shape) > 1 else 1)
+        for mine, sign in (([p for p in others if not climbing(p)], 1), ([p for p in others if climbing(p)], -1)):
+            if not mine: continue
+            R = psd_root(sign * H)
+            signs = rademacher_like([R[:, :, 0]], self._probe_generator(R.device) if generator is None else generator)[0]
+            sent = torch.autograd.grad([edge], mine, [(R @ signs.unsqueeze(2)).reshape(out.shape)], retain_graph=True, allow_unused=True)
+            for p, u in zip(mine, sent):
+                if u is not None: found[p] = found.get(p, 0) + u.detach()
     if found: self._seen[None] = found
 
 # %% ../../nbs/15_gauss_newton.ipynb #31ec9548
 @patch_to(GaussNewton)
 def _squares(self, clock) -> list:
     "The diagonal of this step's G, shaped like the parameters; zero where the loss does not depend on a parameter."
-    other, diagonals = self._seen.get(None, {}), {}
+    other, diagonals, kind = self._seen.get(None, {}), {None: []}, _kind(clock.group)
     for p in clock.params:
         key, role = self._place.get(id(p), (None, None))
         dtype = state_dtype(p.dtype)
+        if key not in diagonals:                    # no deltas of a pass that the outputs do not depend on
+            passes = [(phi.to(dtype), [d.to(dtype) for d in deltas[kind]]) for phi, deltas in self._seen.get(key, ()) if deltas[kind]]
+            diagonals[key] = [sum(parts) for parts in zip(*(layer_diagonal(*each) for each in passes))]
         if p in other: yield other[p].to(dtype).square()
-        elif key not in self._seen or key is None: yield torch.zeros_like(p, dtype=dtype)
-        else:
-            if key not in diagonals: diagonals[key] = [sum(parts) for parts in zip(*(layer_diagonal(phi.to(dtype), [d.to(dtype) for d in deltas[clock.group["fisher"]]]) for phi, deltas in self._seen[key]))]
-            yield diagonals[key][role == "bias"]
+        elif diagonals[key]: yield diagonals[key][role == "bias"]
+        else: yield torch.zeros_like(p, dtype=dtype)
 
 @patch_to(GaussNewton)
 def update_curvature(self, clock):
@@ -101,6 +108,14 @@ def update_curvature(self, clock):
 def diagonal(self, clock, k, t, out=None):
     P = torch._foreach_div(self.curvature(clock), 1 - clock.group["betas"][1] ** k)
     if clock.group["damping"]: torch._foreach_add_(P, clock.group["damping"])
-    else:                                           # where the diagonal is 0, so is the gradient, and 0 / tiny = 0
+    else:
         for p in P: p.clamp_min_(torch.finfo(p.dtype).tiny)
+    return P
+
+@patch_to(GaussNewton)
+def _diagonal(self, clock):
+    "P of this step. Without damping nothing moves where it is 0: the gradient is 0 there, or the unit was dead when the diagonal was made, or the signs cancelled."
+    fresh, P = clock.stale, Diagonal._diagonal(self, clock)
+    if fresh and not clock.group["damping"]:
+        for p in P: p.masked_fill_(p <= torch.finfo(p.dtype).tiny, torch.inf)
     return P

@@ -117,8 +117,13 @@ class _Watch:
 
     def remove(self):
         for h in self.handles: h.remove()
-        for record in self.done.values(): record.grad = None    # an output's gradient has a graph that leads back to the record
-        self.open, self.done, self.edges = False, {}, {}
+        self.forget()
+        self.open, self.edges = False, {}
+
+    def forget(self):
+        "Drops the passes that had a backward."
+        for key, record in self.done.items(): record.grad, _ = None, self.edges.pop(key, None)  # an output's gradient has a graph that leads back to the record
+        self.done = {}
 
 # %% ../../nbs/14_kfac.ipynb #a39c6fd8
 def output_hessian(
@@ -143,11 +148,16 @@ def psd_root(
     return (vectors * values.clamp(min=0).sqrt()[:, None]).to(H.dtype)
 
 # %% ../../nbs/14_kfac.ipynb #acc8682e
+def _kind(group: dict) -> str:                      # "empirical", "exact", "sampled", "-exact" or "-sampled"
+    "What a parameter group wants to see: its `fisher`, with a minus where it maximizes, for then the curvature is that of -loss."
+    return "-" * (group["maximize"] and group["fisher"] != "empirical") + group["fisher"]
+
 def _send(watch: _Watch, out: _Record, kind: str, records: list, generator) -> None:
     "Sends the roots of one output's Hessian back to the layers; `records` holds (record, kind -> deltas)."
     edge = watch.edges[id(out)]
-    R = psd_root(output_hessian(out.grad, edge, out.shape[-1] if len(out.shape) > 1 else 1))
-    roots = R.unbind(2) if kind == "exact" else [(R @ rademacher_like([R[:, :, 0]], generator)[0].unsqueeze(2)).squeeze(2)]
+    H = output_hessian(out.grad, edge, out.shape[-1] if len(out.shape) > 1 else 1)
+    R = psd_root(-H if kind.startswith("-") else H)
+    roots = R.unbind(2) if kind.endswith("exact") else [(R @ rademacher_like([R[:, :, 0]], generator)[0].unsqueeze(2)).squeeze(2)]
     for u in roots:
         found = torch.autograd.grad([edge], [watch.edges[id(r)] for r, _ in records], [u.reshape(out.shape)], retain_graph=True, allow_unused=True)
         for (_, deltas), d in zip(records, found):
@@ -156,10 +166,10 @@ def _send(watch: _Watch, out: _Record, kind: str, records: list, generator) -> N
 def collect(watch: _Watch, kinds, generator) -> dict:   # layer -> [(phi (rows, n), kind -> [delta (rows, m)])]
     "What the watched layers saw in one step, after its backward pass."
     watch.open = False                              # what is sent back from here on is not the gradient
-    records = [(r, {"empirical": [r.grad], "exact": [], "sampled": []}) for r in watch.done.values() if r.key != "outputs"]
+    records = [(r, {"empirical": [r.grad], **{k: [] for k in kinds if k != "empirical"}}) for r in watch.done.values() if r.key != "outputs"]
     outs = [r for r in watch.done.values() if r.key == "outputs"]
     for kind in (k for k in kinds if k != "empirical"):
-        if records and not outs: raise RuntimeError(f"fisher={kind!r} starts from the model's outputs, but its forward did not return a tensor on which the loss depends; call the model itself and let it return one tensor, or use fisher=\"empirical\"")
+        if records and not outs: raise RuntimeError(f"fisher={kind.removeprefix('-')!r} starts from the model's outputs, but its forward did not return a tensor on which the loss depends; call the model itself and let it return one tensor, or use fisher=\"empirical\"")
         for out in outs if records else (): _send(watch, out, kind, records, generator)
     layers, flat = {}, lambda t: t.reshape(-1, t.shape[-1])
     for r, deltas in records: layers.setdefault(r.key, []).append((flat(r.inputs), {k: [flat(d) for d in ds] for k, ds in deltas.items()}))
@@ -201,6 +211,7 @@ class LayerWise(PreconditionedSGD):
         self._attach(model)
         super().__init__(model.parameters() if params is None else params, options, max_grad_norm, seed)
         self._warn()
+        self._idiom = True
         self._arm()
 
     @property
@@ -216,7 +227,7 @@ class LayerWise(PreconditionedSGD):
 
     def _draws(self, kinds) -> bool:
         "Whether probes are drawn for these kinds of `fisher`."
-        return "sampled" in kinds
+        return any(k.endswith("sampled") for k in kinds)
 
 # %% ../../nbs/14_kfac.ipynb #cd8e0b35
 @patch_to(LayerWise)
@@ -224,7 +235,7 @@ def _attach(self, model):
     "Finds the layers of the model."
     self.model, self._layers = model, visible_layers(model)
     self._place = {id(p): (i, role) for i, m in enumerate(self._layers.values()) for role, p in m._parameters.items() if p is not None}
-    self._watch, self._seen, self._idiom = None, {}, True
+    self._watch, self._seen, self._idiom = None, {}, False
 
 @patch_to(LayerWise)
 def _warn(self):
@@ -251,7 +262,22 @@ def remove_hooks(self) -> None:
 def _arm(self):
     "Hooks on where the coming step updates statistics and its forward pass runs outside of `step`; off otherwise."
     self.remove_hooks()
-    if self._idiom and (self._layers or self.outside is None) and (not self._clocks or any(c.due for p, c in self._clocks.items() if p.requires_grad)): self.watch()
+    if not self._idiom or not (self._layers or self.outside is None): return
+    clocks = [self._clocks.get(p) for g in self.param_groups for p in g["params"] if p.requires_grad]
+    if not self._clocks or any(c is None or c.due for c in clocks): self.watch()    # a parameter without a clock begins at the coming step
+
+@patch_to(LayerWise)
+def add_param_group(self, param_group):
+    "Adds a group, and puts the hooks on where its first step has to be watched."
+    PreconditionedSGD.add_param_group(self, param_group)
+    self._arm()
+
+@patch_to(LayerWise)
+def zero_grad(self, set_to_none: bool = True):
+    "Clears the gradients, and with them what the layers saw: a batch that is skipped leaves nothing in the statistics."
+    torch.optim.Optimizer.zero_grad(self, set_to_none)
+    if self._watch is not None: self._watch.forget()
+    else: self._arm()                               # a parameter may have been thawed since the last step
 
 @patch_to(LayerWise)
 def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; None where step() was called without a closure
@@ -267,7 +293,7 @@ def step(self, closure=None) -> torch.Tensor | None:    # the loss, detached; No
 def _differentiate(self, closure, params, due):
     "(loss, gradients, (), ()) of this step; where statistics are due, `self._seen` holds what the layers saw."
     clocks = {id(c): c for c in (self._clocks[p] for p in params)}.values()
-    kinds = sorted({c.group["fisher"] for c in clocks if c.due and self._wanted(c)})
+    kinds = sorted({_kind(c.group) for c in clocks if c.due and self._wanted(c)})
     if not kinds: return PreconditionedSGD._differentiate(self, closure, params, False)
     generator = self._probe_generator(params[0].device) if self._draws(kinds) else None
     before = None if generator is None else generator.get_state()
@@ -283,7 +309,7 @@ def _differentiate(self, closure, params, due):
 @patch_to(LayerWise)
 def _sweepable(self, problem, params) -> bool:
     "Whether chapter 01's sweeps see all that is wanted."
-    return _why_not(problem, params) is None
+    return _why_not(problem, params) is None and not any(_kind(self._clocks[p].group).startswith("-") for p in params)
 
 @patch_to(LayerWise)
 def _from_sweeps(self, problem, params, kinds, generator):
@@ -438,8 +464,9 @@ def update_curvature(self, clock):
         records, group, p = self._seen.get(unit.key), clock.group, unit.anchor
         if not records: self._missed(unit, clock); continue
         dtype = state_dtype(p.dtype)
-        records = [(phi.to(dtype), [d.to(dtype) for d in deltas[group["fisher"]]]) for phi, deltas in records]
+        records = [(phi.to(dtype), [d.to(dtype) for d in deltas[_kind(group)]]) for phi, deltas in records]
         n = sum(len(phi) for phi, _ in records)
+        if not n: continue                          # no row came through, as in an expert that was not chosen
         scale = float(n) if group["fisher"] == "empirical" else 1.   # delta of a sample is B times the gradient of the mean loss
         self._take_factors(unit, records, n, scale, group)
         if group["ekfac"]:
