@@ -6,8 +6,8 @@
 __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'DEVICES', 'FORMAT', 'RESULTS', 'RECORDS', 'Options', 'require_device',
            'canonical_json', 'key_hash', 'image_data', 'Identity', 'RunConfig', 'network', 'trainer', 'damage', 'Run',
            'processor', 'commit', 'provenance', 'final_metrics', 'locked', 'active', 'RunError', 'prepare_store', 'run',
-           'record', 'RecordedRun', 'recorded', 'progress_line', 'display_mode', 'Pace', 'Display', 'Processes',
-           'SweepError', 'cost', 'default_workers', 'sweep']
+           'record', 'OtherFormat', 'RecordedRun', 'recorded', 'progress_line', 'display_mode', 'Pace', 'Display',
+           'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
 
 # %% ../nbs/31_runs.ipynb #44b34d41
 import contextlib
@@ -738,6 +738,10 @@ def record(
     return file
 
 # %% ../nbs/31_runs.ipynb #10d5ca71
+class OtherFormat(ValueError):
+    "A record of another format, or of a config that this version does not know."
+
+
 class RecordedRun(Run):
     "A run read from its record: everything but the picture. ValueError where the file is damaged or of another format."
 
@@ -747,13 +751,20 @@ class RecordedRun(Run):
         self.folder = self.file = Path(file)
         try:
             self._values = json.loads(self.file.read_text())
-            whole = self._values["digest"] == _digest(self._values) and self._values["key"].endswith(key_hash(self._values["resolved"]))
+            whole = self._values["digest"] == _digest(self._values) and self._values["key"] == self.file.stem and self._values["key"].endswith(key_hash(self._values["resolved"]))
+            format = self._values["format"]
+            for name in ("key", "status", "diverged_at", "final", "ms_per_step", "steps", "seconds", "cpu_seconds", "state_floats_per_parameter") if format == FORMAT else ():
+                setattr(self, name, self._values[name])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"the record {self.file.name} cannot be read ({type(error).__name__}); remove it, or restore it from the repository") from error
         if not whole:
-            raise ValueError(f"the record {self.file.name} was altered (its content does not match its digest); remove it, or restore it from the repository")
-        for name in ("key", "status", "diverged_at", "final", "ms_per_step", "steps", "seconds", "cpu_seconds", "state_floats_per_parameter"):
-            setattr(self, name, self._values[name])
+            raise ValueError(f"the record {self.file.name} was altered (its content does not match its digest or its name); remove it, or restore it from the repository")
+        if format != FORMAT:
+            raise OtherFormat(f"the record {self.file.name} has format {format!r}, but this version reads {FORMAT}; remove it, or record the run anew")
+        try:
+            self.config  # computed once
+        except ValueError as error:
+            raise OtherFormat(f"the record {self.file.name} has a config that this version does not know ({str(error).split(';')[0]}); remove it, or record the run anew") from error
         self.metrics_sha256 = _sha256(self.file)
 
     def _json(self, name):
@@ -777,8 +788,8 @@ def recorded(
     "The records of these configs: equal in every field. Needs no image, so that the lion's curves can be drawn where the lion is absent."
     found = {}
     for file in sorted(Path(folder).glob("*.json")):
-        made = RecordedRun(file)
-        if made._values["format"] == FORMAT:
+        with contextlib.suppress(OtherFormat):
+            made = RecordedRun(file)
             found[made.config] = made
     return [found[config] for config in dict.fromkeys(configs) if config in found]
 

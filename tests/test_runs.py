@@ -940,6 +940,35 @@ def test_records_are_found_by_config_without_the_image(finished, small, tmp_path
     assert runs.recorded([config], tmp_path) == [], "a record of another format is not this run"
 
 
+def rewritten(file, change):
+    "The record with a change, under a digest that fits."
+    values = json.loads(file.read_text()); change(values)
+    file.write_text(json.dumps({**values, "digest": runs._digest(values)}))
+    return file
+
+
+@pytest.mark.parametrize("change, words", [(lambda v: v.update(format=99), "format 99"), (lambda v: (v.update(format=99), v.pop("cpu_seconds")), "format 99"), (lambda v: v["config"].update(recipe="esgd/future"), "recipe is 'esgd/future'")])
+def test_a_record_of_another_version_is_left_out(finished, tmp_path, change, words):
+    "Catches a KeyError of a field that the other format does not have, and a foreign record that stops the batch without its name."
+    file = rewritten(runs.record(finished[1], tmp_path), change)
+    assert runs.recorded([finished[0]], tmp_path) == []
+    with pytest.raises(ValueError, match=f"the record {file.name} .*{words}.* record the run anew"): runs.RecordedRun(file)
+
+
+def test_a_record_that_lacks_a_number_is_refused_in_a_sentence(finished, tmp_path):
+    "Catches a KeyError."
+    file = rewritten(runs.record(finished[1], tmp_path), lambda v: v.pop("cpu_seconds"))
+    with pytest.raises(ValueError, match="the record .* cannot be read"): runs.recorded([finished[0]], tmp_path)
+
+
+def test_a_record_under_another_runs_name_is_refused(finished, small, tmp_path):
+    "Catches one run's curve passed off as another's: a sweep finds a record by the name of its file."
+    other = small(seed=3)
+    file = runs.record(finished[1], tmp_path / "records")
+    file.rename(file.with_name(f"{other.key}.json"))
+    with pytest.raises(ValueError, match="its digest or its name"): sweep([other], tmp_path / "store", progress=False, records=tmp_path / "records")
+
+
 @pytest.mark.parametrize("how", ["digit", "half", "key", "empty"])
 def test_a_forged_record_is_refused_in_a_sentence(finished, tmp_path, how):
     "Catches a number that somebody improved by hand."
