@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'precondition', 'preconditioner', 'spectrum', 'effective_ran
 
 # %% ../nbs/02_preconditioning.ipynb #eb46b985
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def _decompose(lapack, H: Tensor):
     except torch.linalg.LinAlgError: return lapack(torch.where(H.abs() < 1e-40 * H.abs().max(), 0., H))
 
 def _damping(who: str, damping: float) -> float:
-    if not (isinstance(damping, (int, float)) and damping >= 0 and math.isfinite(damping)): raise ValueError(f"{who} was given damping={damping!r}: pass a finite number >= 0, relative to the largest singular value.")
+    if not (isinstance(damping, numbers.Real) and damping >= 0 and math.isfinite(damping)): raise ValueError(f"{who} was given damping={damping!r}: pass a finite number >= 0, relative to the largest singular value.")
     return float(damping)
 
 # %% ../nbs/02_preconditioning.ipynb #dd8eea0a
@@ -106,7 +107,7 @@ def condition_number(
 
     Undamped and at full rank, an exactly zero sigma_min gives inf, and values above 1e15 are rounding errors of the decomposition, not a property of H. ValueError for a zero matrix."""
     sigma, damping = _decompose(torch.linalg.svdvals, _matrix("condition_number", H)), _damping("condition_number", damping)
-    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= len(sigma)): raise ValueError(f"condition_number was given rank={rank!r} for {len(sigma)} singular values: pass an integer from 1 to {len(sigma)}.")
+    if rank is not None and not (isinstance(rank, numbers.Integral) and 1 <= rank <= len(sigma)): raise ValueError(f"condition_number was given rank={rank!r} for {len(sigma)} singular values: pass an integer from 1 to {len(sigma)}.")
     if sigma[0] == 0: raise ValueError("condition_number was given a matrix of zeros, whose condition number is 0 / 0: there is no curvature to measure.")
     last, shift = float(sigma[(rank or len(sigma)) - 1]), damping * float(sigma[0])
     return (float(sigma[0]) + shift) / (last + shift) if last + shift else math.inf

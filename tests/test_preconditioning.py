@@ -276,6 +276,7 @@ def test_condition_number_at_damping_and_rank():
     H, _ = with_spectrum([-8., 4., 1., .01])
     assert condition_number(H) == pytest.approx(800) and condition_number(H, rank=3) == pytest.approx(8) and condition_number(H, rank=1) == 1
     assert condition_number(H, damping=.1) == pytest.approx(8.8 / .81) and condition_number(H, damping=.1, rank=2) == pytest.approx(8.8 / 4.8)
+    assert condition_number(H, np.float32(.5), np.int64(2)) == condition_number(H, .5, 2)  # as tables and arrays give them
     assert condition_number(1e5 * H, damping=.1) == pytest.approx(8.8 / .81)
     assert [effective_rank(H, t) for t in (.6, .3, .01, 1e-12)] == [1, 2, 3, 4]
 
