@@ -452,3 +452,17 @@ def test_the_effect_is_what_the_interval_is_of(made_up):
     assert found.verdict == REPRODUCED and found.low <= found.effect <= found.high and found.effect == pytest.approx(1.045)
     assert made_up.judge("one", {"differences": [1., 1., 1., 1., 6.]}).effect == 2
     assert made_up.judge("one", {"differences": [[None, -d] for d in (1., 1., 1., 1., 6.)]}).effect == -2
+
+
+def test_a_target_that_is_met_at_the_start_was_met_within_a_step():
+    "A method whose first picture reaches the target. Catches the logarithm of zero."
+    found = claims.faster(rows({"A": 0., "B": 20., "Adam": 40.}), "A", "B")
+    assert np.allclose(found["differences"], [math.log(20 * (1 + .01 * ((seed * 7 + 1) % 5)) / .01) for seed in range(5)])
+
+
+def test_half_of_a_lead_over_a_short_run_ranks_nothing():
+    "Released and mended trained in full, Adam for 100 steps. Catches the length of one comparison alone."
+    table = rows({"ESGD released": 1., "ESGD mended": 2., "Adam": 3.})
+    assert claims.more_than_half(table, "ESGD released", "ESGD mended")["short"] == ""
+    table.loc[table["method"] == "Adam", "steps"] = 100
+    assert "100 steps" in claims.more_than_half(table, "ESGD released", "ESGD mended")["short"]
