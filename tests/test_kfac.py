@@ -835,3 +835,12 @@ def test_frozen_parameters_ask_for_no_hooks():
         if step == 2: prob.model.layers[1].requires_grad_(False)
         opt.zero_grad(); assert (hooks(prob.model) > 0) == (step % 2 == 0)
         prob().backward(); opt.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"fisher": "exact"}, {"ekfac": True}], ids=str)
+def test_a_layer_without_inputs(options):
+    "Rows that cannot be counted where there are no columns."
+    layer = nn.Linear(0, 3, dtype=torch.float64)
+    before = layer.bias.detach().clone()
+    KFAC(layer, **options).step(lambda: (layer(torch.zeros(2, 0, dtype=torch.float64)) - 9).square().mean())
+    assert layer.bias.isfinite().all() and not torch.equal(layer.bias, before)

@@ -161,3 +161,9 @@ def test_a_frozen_model_is_refused():
     x = torch.ones(3, 2, requires_grad=True)
     net = nn.Linear(2, 1).requires_grad_(False)
     with pytest.raises(RuntimeError, match="every parameter of this optimizer is frozen"): LBFGS(net.parameters()).step(lambda: net(x).mean())
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    "A KeyError at the next step."
+    net = nn.Linear(2, 1)
+    with pytest.raises(ValueError, match="no option 'max_iter', so it is not one of LBFGS"): LBFGS(net.parameters()).load_state_dict(torch.optim.Adam(net.parameters()).state_dict())

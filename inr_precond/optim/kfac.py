@@ -171,7 +171,7 @@ def collect(watch: _Watch, kinds, generator) -> dict:   # layer -> [(phi (rows, 
     for kind in (k for k in kinds if k != "empirical"):
         if records and not outs: raise RuntimeError(f"fisher={kind.removeprefix('-')!r} starts from the model's outputs, but its forward did not return a tensor on which the loss depends; call the model itself and let it return one tensor, or use fisher=\"empirical\"")
         for out in outs if records else (): _send(watch, out, kind, records, generator)
-    layers, flat = {}, lambda t: t.reshape(-1, t.shape[-1])
+    layers, flat = {}, lambda t: t.reshape(math.prod(t.shape[:-1]), t.shape[-1])
     for r, deltas in records: layers.setdefault(r.key, []).append((flat(r.inputs), {k: [flat(d) for d in ds] for k, ds in deltas.items()}))
     return layers
 

@@ -57,6 +57,12 @@ class LBFGS(torch.optim.LBFGS):
             if not _RULES[name][0](value): raise ValueError(f"{name} is {value!r}, but must be {_RULES[name][1]}")
         super().__init__(params, **options)
 
+    def load_state_dict(self, state_dict):
+        "Continues from a saved state. ValueError where it is another optimizer's."
+        missing = [n for g in state_dict["param_groups"] for n in self.defaults if n not in g]
+        if missing: raise ValueError(f"the state to be loaded has no option {missing[0]!r}, so it is not one of LBFGS; load the state of the same optimizer")
+        super().load_state_dict(state_dict)
+
     def needs_graph(self) -> bool: return False     # as the family's members have it: no Hessian-vector product is ever due
 
     @property
