@@ -418,6 +418,15 @@ def test_relu_pe_from_runs():
     assert [claims.judge("relu-pe-image", given[form], form=form).verdict for form in ("printed", "corrected")] == [REPRODUCED, REJECTED]
 
 
+def test_an_undecided_claim_names_its_study(made_up, monkeypatch):
+    "Only where long runs left it undecided: a quick run is undecided because it is one, and a verdict needs no excuse."
+    known = claims.CLAIMS["one"]
+    monkeypatch.setitem(claims.CLAIMS, "one", claims.replace(known, study="why_so"))
+    said = lambda differences, scale: claims.collect([entry("home", {"one": {"printed": {"differences": differences}}})], scale)[0]["reason"]
+    assert "(the experiment why_so shows why)" in said(GOOD[:4], "laptop")
+    for differences, scale in ((GOOD[:4], "quick"), (GOOD[:4], "smoke"), (GOOD, "laptop"), (BAD, "laptop")): assert "why_so" not in said(differences, scale)
+
+
 def test_recorded_runs_are_counted(made_up):
     "From the record's own count, or from its runs."
     blocks = {"one": {"printed": {"differences": GOOD}}}
