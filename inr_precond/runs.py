@@ -762,7 +762,7 @@ class RecordedRun(Run):
         if format != FORMAT:
             raise OtherFormat(f"the record {self.file.name} has format {format!r}, but this version reads {FORMAT}; remove it, or record the run anew")
         try:
-            self.config  # computed once
+            _ = self.config  # computed once
         except ValueError as error:
             raise OtherFormat(f"the record {self.file.name} has a config that this version does not know ({str(error).split(';')[0]}); remove it, or record the run anew") from error
         self.metrics_sha256 = _sha256(self.file)
