@@ -957,7 +957,7 @@ def test_a_record_of_another_version_is_left_out(finished, tmp_path, change, wor
 
 def test_a_record_that_lacks_a_number_is_refused_in_a_sentence(finished, tmp_path):
     "Catches a KeyError."
-    file = rewritten(runs.record(finished[1], tmp_path), lambda v: v.pop("cpu_seconds"))
+    rewritten(runs.record(finished[1], tmp_path), lambda v: v.pop("cpu_seconds"))
     with pytest.raises(ValueError, match="the record .* cannot be read"): runs.recorded([finished[0]], tmp_path)
 
 
