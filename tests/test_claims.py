@@ -476,3 +476,17 @@ def test_half_of_a_lead_over_a_short_run_ranks_nothing():
     assert claims.more_than_half(table, "ESGD released", "ESGD mended")["short"] == ""
     table.loc[table["method"] == "Adam", "steps"] = 100
     assert "100 steps" in claims.more_than_half(table, "ESGD released", "ESGD mended")["short"]
+
+
+def test_a_diverged_run_of_another_length_counts_as_0_dB():
+    "Catches a failure that is left out because it was planned for fewer steps than Adam's run: its difference at their last common step does not exist."
+    table = rows({"ESGD mended": 1., "Adam": 3.})
+    table.loc[table["method"] == "ESGD mended", ["steps", "status", "psnr", "difference"]] = [5_000, "diverged", math.nan, math.nan]
+    assert claims.ends_above(table, "ESGD mended", "Adam")["differences"] == [-30.] * 5
+
+
+def test_a_run_that_diverged_before_its_speed_was_known_bounds_nothing():
+    "Catches an invented speed: a second a step would put its end hours after the other's arrival."
+    table = rows({"A": 100., "B": None, "Adam": 200.})
+    table.loc[table["method"] == "B", ["status", "ms_per_step"]] = ["diverged", math.nan]
+    for low, high in claims.faster(table, "A", "B")["differences"]: assert low < -10 and high is None
