@@ -752,7 +752,7 @@ class RecordedRun(Run):
         try:
             self._values = json.loads(self.file.read_text())
             whole = self._values["digest"] == _digest(self._values) and self._values["key"] == self.file.stem and self._values["key"].endswith(key_hash(self._values["resolved"]))
-            format = self._values["format"]
+            format, config = self._values["format"], self._values["config"]
             for name in ("key", "status", "diverged_at", "final", "ms_per_step", "steps", "seconds", "cpu_seconds", "state_floats_per_parameter") if format == FORMAT else ():
                 setattr(self, name, self._values[name])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -762,8 +762,8 @@ class RecordedRun(Run):
         if format != FORMAT:
             raise OtherFormat(f"the record {self.file.name} has format {format!r}, but this version reads {FORMAT}; remove it, or record the run anew")
         try:
-            _ = self.config  # computed once
-        except ValueError as error:
+            self.config = RunConfig.from_dict(config)
+        except (ValueError, TypeError) as error:
             raise OtherFormat(f"the record {self.file.name} has a config that this version does not know ({str(error).split(';')[0]}); remove it, or record the run anew") from error
         self.metrics_sha256 = _sha256(self.file)
 
