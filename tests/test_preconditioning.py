@@ -375,6 +375,7 @@ def test_equilibration_tightens_the_bound_by_the_corrected_factor(n):
         assert abs(math.log(ratio / printed)) > .5
         assert gej_bound(precondition(H, r)) <= gej_bound(precondition(H, r, "left")) * (1 + 1e-12)
     assert equilibration_factor(torch.eye(n)) == pytest.approx(1)
+    assert max(equilibration_factor(c * torch.eye(k), log) - (not log) for k in range(2, 8) for c in (.1, .3, .7, 1.7, 3.3, 1e-3, 1e5) for log in (False, True)) <= 0, "rounding may not lift it above 1"
 
 
 def test_the_public_names():
