@@ -213,17 +213,17 @@ class _Pool:
 
     def new(self, rows: int, columns: int, like: Tensor) -> Tensor:
         "An uninitialised contiguous (rows, columns) tensor of the kind of `like`."
-        old = self.slots[self.at] if self.at < len(self.slots) else None
-        if old is None or old.shape != (rows, columns) or old.dtype != like.dtype or old.device != like.device or not old.is_contiguous():
-            old = torch.empty(rows, columns, dtype=like.dtype, device=like.device)
-        return self.keep(old)
+        if self.at < len(self.slots) and (old := self.slots[self.at]).shape == (rows, columns) and old.dtype is like.dtype:
+            self.at += 1
+            return old
+        return self.keep(torch.empty(rows, columns, dtype=like.dtype, device=like.device))
 
     def like(self, t: Tensor) -> Tensor: return self.new(*t.shape, t)
 
     def product(self, a: Tensor, b: Tensor, k: float, out: Tensor) -> Tensor:
         "k a b in one pass."
         if k == 1: return torch.mul(a, b, out=out)
-        if self.zero is None or self.zero.dtype != a.dtype or self.zero.device != a.device: self.zero = a.new_zeros(())
+        if self.zero is None or self.zero.dtype is not a.dtype: self.zero = a.new_zeros(())
         return torch.addcmul(self.zero, a, b, value=k, out=out)
 
 # %% ../nbs/01_curvature.ipynb #e326bcb4
@@ -296,133 +296,157 @@ _JETS = {ReLU: _ReLUJet, Sine: _SineJet, Gaussian: _GaussianJet, Wavelet: _Wavel
 _onednn_nt = None if _linear_pointwise is None else _linear_pointwise.default # X Y^T
 
 class _Map:
-    "One linear map: its parameters, where their gradients go, the direction v in them, and its products with (features, B) matrices."
+    "One linear map: its parameters, where their gradients go, the direction v in them, and its products with (B, features) matrices."
 
-    def __init__(self, w: Tensor, b: Tensor | None, place: dict, vectors, fast: bool, pool: _Pool):
-        self.w, self.b, self.pool, self.copies = w, None if b is None else b[:, None], pool, {}
+    def __init__(self, w: Tensor, b: Tensor | None, place: dict, vectors, fast: bool):
+        self.w, self.b = w, b if b is None or b.is_contiguous() else b.contiguous() # oneDNN reads a bias as if its numbers lay side by side
         self.iw, self.ib = place.get(id(w)), None if b is None else place.get(id(b))
         self.v = None if vectors is None or self.iw is None else vectors[self.iw]
-        self.vb = None if vectors is None or self.ib is None else vectors[self.ib][:, None]
+        self.vb = None if vectors is None or self.ib is None else vectors[self.ib].contiguous()
         self.fast = fast and min(w.shape) >= 64
 
-    def up(self, w: Tensor, h: Tensor, b: Tensor | None, pool: _Pool) -> Tensor:
-        "w h + b"
-        if self.fast: z = pool.keep(_onednn_nt(w, h.t(), None, "none", [], ""))
-        else: z = torch.mm(w, h, out=pool.new(w.shape[0], h.shape[1], h))
-        return z if b is None else z.add_(b)
+    def up(self, w: Tensor, h: Tensor, b: Tensor | None, pool: _Pool | None) -> Tensor:
+        "h w^T + b, in the pool's memory (None: in memory of its own, for what is soon dropped: the system hands out again what is still in the cache)"
+        if self.fast:
+            z = _onednn_nt(h, w, b, "none", [], "")
+            return z if pool is None else pool.keep(z)
+        z = None if pool is None else pool.new(h.shape[0], w.shape[0], h)
+        return torch.mm(h, w.t(), out=z) if b is None else torch.addmm(b, h, w.t(), out=z)
 
-    def turn(self, w: Tensor, k: float):
-        "Copies k w^T, which `down` multiplies by, while w is in the cache."
-        if id(w) not in self.copies: self.copies[id(w)] = torch.mul(w.t(), k, out=self.pool.new(w.shape[1], w.shape[0], w))
+    def down(self, w: Tensor, d: Tensor, pool: _Pool | None) -> Tensor:
+        "d w, likewise"
+        if self.fast:
+            t = _onednn_nt(d, w.t(), None, "none", [], "")
+            return t if pool is None else pool.keep(t)
+        return torch.mm(d, w, out=None if pool is None else pool.new(d.shape[0], w.shape[1], d))
 
-    def down(self, w: Tensor, d: Tensor, pool: _Pool) -> Tensor:
-        "k w^T d"
-        t = self.copies[id(w)]
-        if self.fast: return pool.keep(_onednn_nt(t, d.t(), None, "none", [], ""))
-        return torch.mm(t, d, out=pool.new(t.shape[0], d.shape[1], d))
+    def outer(self, total: list, d: Tensor, h: Tensor):
+        "total[iw] += d^T h, where total starts as None"
+        if self.iw is None: return
+        if (sofar := total[self.iw]) is not None: torch.addmm(sofar, d.t(), h, out=sofar)
+        elif h.shape[1] < 64: total[self.iw] = torch.mm(h.t(), d).t().contiguous() # BLAS is faster with few rows than with few columns
+        else: total[self.iw] = torch.mm(d.t(), h)
 
-    def outer(self, d: Tensor, h: Tensor) -> Tensor:
-        "d h^T, a tensor of its own"
-        return _onednn_nt(d, h, None, "none", [], "") if self.fast else torch.mm(d, h.t())
+    def sum(self, total: list, d: Tensor):
+        "total[ib] += d^T 1"
+        if self.ib is not None: total[self.ib] = d.sum(0) if total[self.ib] is None else total[self.ib].add_(d.sum(0))
 
 # %% ../nbs/01_curvature.ipynb #74e96a08
-def _add(total: list, i: int, term: Tensor):
-    "total[i] += term"
-    total[i] = term if total[i] is None else total[i].add_(term)
-
 class _Sweep:
-    "A network and a batch, feature-major (features, B): forward, backward, and both under R = d/dr at theta + r v."
+    "A network and a batch, (B, features): forward, backward, and both under R = d/dr at theta + r v."
 
-    def __init__(self, stages, first, order, pool): self.stages, self.first, self.order, self.pool = stages, first, order, pool
+    def __init__(self, stages, first, order, pool, keeps=True):      # keeps: t and d of every layer, beyond what the gradient needs
+        self.stages, self.first, self.order, self.pool, self.keeps = stages, first, order, pool, keeps
 
     def forward(self, x: Tensor) -> Tensor:
-        "The outputs (C, B) of encoded inputs (d, B)."
+        "The outputs (B, C) of encoded inputs (B, d)."
         self.h, self.jets = [x], []
-        for owner, maps in self.stages:
-            zs = [m.up(m.w, self.h[-1], m.b, self.pool) for m in maps]
-            if len(self.h) - 1 > self.first:
-                for m in maps: m.turn(m.w, self.jets[-1].k1)
-            if owner is None: return zs[0]
+        for s in range(len(self.stages)): z = self.rise(s)
+        return z
+
+    def rise(self, s: int) -> Tensor:
+        "From h of stage s to h of the next; the first pre-activation."
+        (owner, maps), h = self.stages[s], self.h[s]
+        zs = [m.up(m.w, h, m.b, self.pool) for m in maps]
+        if owner is not None:
             self.jets.append(_JETS.get(type(owner), _Jet)(owner, zs, self.order, self.pool))
             self.h.append(self.jets[-1].phi)
-
-    def down(self, terms: list) -> Tensor:
-        "k1 sum_i w_i^T d_i, k1 the factor of the layer below"
-        total = None
-        for m, w, d in terms: total = m.down(w, d, self.pool) if total is None else total.add_(m.down(w, d, self.pool))
-        return total
+        return zs[0]
 
     def backward(self, d: Tensor, grads: list | None):
         "Adds the gradient of <d, outputs> to `grads`; None: only the d of every map, which stay in `self.d`."
         self.d, self.t, ds = {}, {}, [d]
-        for s in range(len(self.stages) - 1, self.first - 1, -1):
-            maps, self.d[s] = self.stages[s][1], ds
-            for m, d in zip(maps, ds):
-                if m.ib is not None and grads is not None: _add(grads, m.ib, d.sum(1)) # first, while d is in the cache
-                if m.iw is not None and grads is not None: _add(grads, m.iw, m.outer(d, self.h[s]))
-            if s == self.first: return
-            jet = self.jets[s - 1]
-            self.t[s - 1] = t = self.down([(m, m.w, d) for m, d in zip(maps, ds)])
-            alone = self.order == 1 and len(jet.first) == 1
-            ds = [torch.mul(t, p, out=t if alone else self.pool.like(t)) for p in jet.first]
+        for s in range(len(self.stages) - 1, self.first - 1, -1): ds = self.fall(s, ds, grads)
+
+    def fall(self, s: int, ds: list, grads: list | None) -> list | None:
+        "Stage s of `backward`: the d of the stage below."
+        maps, h = self.stages[s][1], self.h[s]
+        for m, d in zip(maps, ds):
+            if grads is not None: m.sum(grads, d); m.outer(grads, d, h) # the sum first, while d is in the cache
+        if self.keeps: self.d[s] = ds
+        if s == self.first: return
+        jet, t = self.jets[s - 1], self.down([(m, m.w, d) for m, d in zip(maps, ds)], self.pool if self.order == 2 else None)
+        if self.order == 2: self.t[s - 1] = t
+        alone = self.order == 1 and len(jet.first) == 1
+        return [self.pool.product(t, p, jet.k1, t if alone else self.pool.like(t)) for p in jet.first]
+
+    def down(self, terms: list, pool: _Pool | None) -> Tensor:
+        "sum_i d_i w_i"
+        total = None
+        for m, w, d in terms: total = m.down(w, d, pool) if total is None else total.add_(m.down(w, d, None))
+        return total
 
 # %% ../nbs/01_curvature.ipynb #3c0b86fc
 class _Tangent(_Sweep):
-    "The sweeps under R, after `forward` (and, for `backward_tangent`, `backward`) of order 2."
+    "The sweeps of order 2 with their R-equations, stage by stage: what a stage has just computed is then still in the cache."
 
-    def tangent(self) -> Tensor:
-        "R outputs = J v (C, B)."
+    def forward(self, x: Tensor) -> Tensor:
+        "The outputs; R outputs = J v (B, C) stays in `self.rz`."
         self.rh, self.q = {}, {}
-        for s in range(self.first, len(self.stages)):
-            (owner, maps), h, rh, rzs = self.stages[s], self.h[s], self.rh.get(s), []
-            for m in maps:
-                if m.v is None: rz = self.pool.new(m.w.shape[0], h.shape[1], h).copy_(0 * m.w[:, :1] if m.vb is None else m.vb)
-                else: rz = m.up(m.v, h, m.vb, self.pool)
-                if m.v is not None and s > self.first: m.turn(m.v, self.jets[s - 1].k1)
-                rzs.append(rz if rh is None else rz.add_(m.up(m.w, rh, None, self.pool)))
-            if owner is None: return rzs[0]
-            self.rh[s + 1], self.q[s] = self.jets[s].tangent(rzs)
+        return super().forward(x)
 
-    def backward_tangent(self, rd: Tensor, hv: list):
-        "Adds R gradient = H v to `hv`; R d is the tangent of `backward`'s d."
-        rds = [rd]
+    def rise(self, s: int) -> Tensor:
+        z = super().rise(s)
+        if s < self.first: return z
+        (owner, maps), h, rh, rzs = self.stages[s], self.h[s], self.rh.get(s), []
+        for m in maps:
+            if m.v is None: rz = self.pool.new(h.shape[0], m.w.shape[0], h).copy_(0 * m.w[:, 0] if m.vb is None else m.vb)
+            else: rz = m.up(m.v, h, m.vb, self.pool)
+            rzs.append(rz if rh is None else rz.add_(m.up(m.w, rh, None, None)))
+        if owner is None: self.rz = rzs[0]
+        else: self.rh[s + 1], self.q[s] = self.jets[s].tangent(rzs)
+        return z
+
+    def backward_both(self, d: Tensor, rd: Tensor, grads: list, hv: list):
+        "`backward`, and R gradient = H v added to `hv`; R d is the tangent of d."
+        self.d, self.t, ds, rds = {}, {}, [d], [rd]
         for s in range(len(self.stages) - 1, self.first - 1, -1):
-            rh, maps, ds = self.rh.get(s), self.stages[s][1], self.d[s]
-            for m, d, rd in zip(maps, ds, rds):
-                if m.ib is not None: _add(hv, m.ib, rd.sum(1))
-                if m.iw is not None: _add(hv, m.iw, m.outer(rd, self.h[s]))
-                if m.iw is not None and rh is not None: _add(hv, m.iw, m.outer(d, rh))
-            if s == self.first: return
-            jet, t = self.jets[s - 1], self.t[s - 1]
-            rt = self.down([(m, m.w, rd) for m, rd in zip(maps, rds)] + [(m, m.v, d) for m, d in zip(maps, ds) if m.v is not None])
-            rds = [torch.mul(rt, p, out=self.pool.like(rt)) for p in jet.first[1:]]
-            rds = [rt.mul_(jet.first[0]), *rds]                  # R d_i = phi_i Rt + q_i t
-            for rd, qi in zip(rds, self.q[s - 1]):
-                if qi is not None: rd.addcmul_(t, qi, value=jet.k2 / jet.k1)
+            ds = self.fall(s, ds, grads)
+            rds = self.fall_tangent(s, self.d[s], rds, hv)
+
+    def fall_tangent(self, s: int, ds: list, rds: list, hv: list) -> list | None:
+        "Stage s of `backward` under R: the R d of the stage below."
+        maps, h, rh = self.stages[s][1], self.h[s], self.rh.get(s)
+        for m, d, rd in zip(maps, ds, rds):
+            m.sum(hv, rd); m.outer(hv, rd, h)
+            if rh is not None: m.outer(hv, d, rh)
+        if s == self.first: return
+        jet, t, product = self.jets[s - 1], self.t[s - 1], self.pool.product
+        rt = self.down([(m, m.w, rd) for m, rd in zip(maps, rds)] + [(m, m.v, d) for m, d in zip(maps, ds) if m.v is not None], None)
+        rds = [product(rt, p, jet.k1, self.pool.like(rt)) for p in jet.first[1:]]
+        rds = [product(rt, jet.first[0], jet.k1, rt), *rds]          # R d_i = phi_i Rt + q_i t
+        for rd, qi in zip(rds, self.q[s - 1]):
+            if qi is not None: rd.addcmul_(t, qi, value=jet.k2)
+        return rds
 
 # %% ../nbs/01_curvature.ipynb #0dda51c2
 def _hooked(m: nn.Module) -> bool:
     "Whether hooks could change what the module computes; a forward hook marked `watches_only` promises not to."
-    changes = m._forward_hooks and not all(getattr(h, "watches_only", False) for h in m._forward_hooks.values())
-    return bool(changes or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in m.__dict__)
+    held = m.__dict__
+    if held["_forward_hooks"] and not all(getattr(h, "watches_only", False) for h in held["_forward_hooks"].values()): return True
+    return bool(held["_forward_pre_hooks"] or held["_backward_hooks"] or held["_backward_pre_hooks"] or "forward" in held)
 
 _GLOBAL_HOOKS = [getattr(torch.nn.modules.module, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")]
 
 def _tensors(m: nn.Module) -> list:
     "What tensors the module itself holds: a sigma, omega or scale that is learned or given as one."
-    return [t for held in (m._parameters, m._buffers, vars(m)) for t in held.values() if isinstance(t, Tensor)]
+    held = m.__dict__
+    return [t for owner in (held["_parameters"], held["_buffers"], held) for t in owner.values() if type(t) is not bool and isinstance(t, Tensor)]
 
 def _linears(layer: nn.Module) -> list: return [layer.freqs, layer.scales] if type(layer) is GaborLayer else [layer]
 
-def _unfit_parameter(p: Tensor | None, x: Tensor) -> str | None:
-    if p is None: return None
-    if p.dtype is not x.dtype or p.device != x.device: return f"a parameter is {p.dtype} on {p.device} and the inputs are {x.dtype} on {x.device}"
-    if type(p) is not nn.Parameter or p._backward_hooks: return "a parameter has hooks or is no plain Parameter"
+def _unfit_parameters(linears: Sequence[nn.Module], x: Tensor) -> str | None:
+    dtype, device = x.dtype, x.device
+    for linear in linears:
+        for p in linear._parameters.values():
+            if p is None: continue
+            if p.dtype is not dtype or p.device != device: return f"a parameter is {p.dtype} on {p.device} and the inputs are {dtype} on {device}"
+            if type(p) is not nn.Parameter or p._backward_hooks: return "a parameter has hooks or is no plain Parameter"
 
 def _unfit_network(model: nn.Module, x: Tensor) -> str | None:
     "Why the sweeps do not describe `model` at inputs `x`; None where they do."
     if type(model) is not INR: return f"the model is of type {type(model).__name__}, not INR"
-    act, layers = model.activation, list(model.layers)
+    act, layers = model.activation, [layer for layer in model.layers]
     if act is not None and type(act) not in _JETS and not (isinstance(act, Activation) and type(act).forward is Activation.forward and not [*act.parameters()]):
         return f"the activation {type(act).__name__} is not one of this package's and no plain Activation"
     if any(type(m) in _JETS or t.requires_grad for m in ([l for l in layers if type(l) is GaborLayer] if act is None else [act]) for t in _tensors(m)):
@@ -431,10 +455,8 @@ def _unfit_network(model: nn.Module, x: Tensor) -> str | None:
     linears = [l for layer in layers for l in _linears(layer)]
     if any(type(layer) not in kinds for layer in layers[:-1]) or any(type(l) not in (Linear, nn.Linear) for l in linears): return "a layer is neither linear nor a GaborLayer"
     if any(_GLOBAL_HOOKS) or any(map(_hooked, [model, *([] if act is None else [act]), *layers, *linears])): return "the model has hooks"
-    for linear in linears:
-        for p in linear._parameters.values():
-            if (reason := _unfit_parameter(p, x)) is not None: return reason
     if model.encoding is not None and any(p.requires_grad for p in model.encoding.parameters()): return "the encoding has parameters"
+    return _unfit_parameters(linears, x)
 
 def _why_not(problem, params) -> str | None:
     "Why the sweeps do not apply; None where they do."
@@ -450,11 +472,11 @@ def _why_not(problem, params) -> str | None:
     return _unfit_network(problem.model, x)
 
 # %% ../nbs/01_curvature.ipynb #cb742355
-_pools: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> its two pools: of a tile, of a call; taken out while in use
+_pools: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> [its pool], [] while that is in use
 
 def _rows(x: Tensor) -> int:
     "Rows of a tile: a CPU works in its cache, an accelerator on everything."
-    return len(x) if x.device.type != "cpu" or len(x) <= 4096 else 2048
+    return x.shape[0] if x.shape[0] <= 4096 or x.device.type != "cpu" else 2048
 
 def _cost(loss: str, out: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor | float, Tensor]:
     "The tile's share of the loss, of H_c, and of g_c (written over `out`)."
@@ -469,13 +491,13 @@ def _filled(found: list, params) -> tuple[Tensor, ...]:
     "`found` with zeros where nothing was found."
     return tuple(torch.zeros_like(p, memory_format=torch.contiguous_format) if g is None else g for g, p in zip(found, params))
 
-def _stages(model: INR, params, vectors, fast: bool, pool: _Pool) -> tuple[list, int]:
+def _stages(model: INR, params, vectors, fast: bool) -> tuple[list, int]:
     "(activation or GaborLayer, its linear maps) of every layer, (None, [map]) of the head; and the first stage whose parameters are wanted."
     place = {id(p): i for i, p in enumerate(params) if p.requires_grad}
-    stages = []
+    stages, activation = [], model.activation
     for layer in model.layers:
-        maps = [_Map(l._parameters["weight"], l._parameters["bias"], place, vectors, fast, pool) for l in _linears(layer)]
-        stages.append((layer if model.activation is None else model.activation, maps))
+        maps = [_Map(l._parameters["weight"], l._parameters["bias"], place, vectors, fast) for l in _linears(layer)]
+        stages.append((layer if activation is None else activation, maps))
     stages[-1] = (None, maps)
     wanted = [s for s, (_, maps) in enumerate(stages) if any(m.iw is not None or m.ib is not None for m in maps)]
     return stages, wanted[0] if wanted else len(stages)
@@ -486,27 +508,29 @@ def _sweep(problem: Problem, params, vectors, kind: str, look: Callable | None =
     "`kind`: \"grad\", \"hvp\" or \"ggn\" -> loss, gradient, product. `look(sweep, H_c, rows)` sees each tile after its gradient, in memory of its own."
     model, x, y = problem.model, problem.inputs, problem.targets
     model.check(x)
-    shape = (*x.shape[:-1], len(model.layers[-1]._parameters["weight"]))
+    n, rows = y.numel(), x.shape[:-1].numel()
+    stages, first = _stages(model, params, vectors, onednn(x) and rows >= 64)
+    shape = (*x.shape[:-1], stages[-1][1][0].w.shape[0])
     if y.shape != shape: raise _mismatch(shape, y.shape)
     if model.encoding is not None: x = model.encoding(x)
-    n, rows = y.numel(), y.numel() // y.shape[-1]
     if x.dim() != 2: x, y = x.reshape(rows, -1), y.reshape(rows, -1)
-    tile, call = _pools.pop(model, None) or (_Pool(), _Pool())
-    if tile.inference is not torch.is_inference_mode_enabled(): tile, call = _Pool(), _Pool() # neither kind may be written in the other's mode
-    call.at, step = 0, _rows(x)
-    stages, first = _stages(model, params, vectors, onednn(x) and rows >= 64, call)
+    free, step = _pools.get(model), _rows(x)
+    if free is None: free = _pools[model] = []
+    pool = free.pop() if free else _Pool()
+    if pool.inference is not torch.is_inference_mode_enabled(): pool = _Pool() # neither kind may be written in the other's mode
     loss, grads, out, wanted = None, [None] * len(params), [None] * len(params), first < len(stages)
     for lo in range(0, rows, step):
         xs, ys = (x, y) if step >= rows else (x[lo:lo + step], y[lo:lo + step])
-        tile.at = 0
-        sweep = _Sweep(stages, first, 1, tile if look is None else _Pool()) if kind == "grad" else _Tangent(stages, first, 2, tile)
-        part, curvature, d = _cost(problem.loss, sweep.forward(xs.t().contiguous()), ys.t(), n)
+        pool.at = 0
+        if kind != "grad": sweep = _Tangent(stages, first, 2, pool)
+        else: sweep = _Sweep(stages, first, 1, pool, keeps=False) if look is None else _Sweep(stages, first, 1, _Pool())
+        part, curvature, d = _cost(problem.loss, sweep.forward(xs), ys, n)
         loss = part if loss is None else loss.add_(part)
-        if wanted and kind != "ggn": sweep.backward(d, grads)
+        if wanted and kind == "grad": sweep.backward(d, grads)
         if wanted and look is not None: look(sweep, curvature, slice(lo, lo + step))
-        if wanted and kind == "hvp": sweep.backward_tangent(sweep.tangent().mul_(curvature), out)
-        if wanted and kind == "ggn": sweep.backward(sweep.tangent().mul_(curvature), out)
-    if x.device.type == "cpu": _pools[model] = tile, call
+        if wanted and kind == "hvp": sweep.backward_both(d, sweep.rz.mul_(curvature), grads, out)
+        if wanted and kind == "ggn": sweep.backward(sweep.rz.mul_(curvature), out)
+    if x.device.type == "cpu" and not free: free.append(pool)
     return loss, _filled(grads, params), None if kind == "grad" else _filled(out, params)
 
 # %% ../nbs/01_curvature.ipynb #8a31e4b5
@@ -626,11 +650,11 @@ def equilibration(
 
 # %% ../nbs/01_curvature.ipynb #8f48eafb
 def _roots(kind: str, curvature: Tensor | float, shape: tuple, probe: Tensor | None, like: Tensor) -> list[Tensor]:
-    "The vectors (C, B) that a kind sends back from the outputs: the columns of R = sqrt(H_c), or R times a probe."
+    "The vectors (B, C) that a kind sends back from the outputs: the columns of R = sqrt(H_c), or R times a probe."
     root = curvature**.5 if isinstance(curvature, float) else curvature.sqrt()
     if kind == "sampled": return [probe * root]
-    columns = [like.new_zeros(shape) for _ in range(shape[0])]
-    for c, u in enumerate(columns): u[c] = root if isinstance(root, float) else root[c]
+    columns = [like.new_zeros(shape) for _ in range(shape[1])]
+    for c, u in enumerate(columns): u[:, c] = root if isinstance(root, float) else root[:, c]
     return columns
 
 def _looker(seen: list, kinds: Sequence[str], probes: Tensor | None) -> Callable:
@@ -641,11 +665,11 @@ def _looker(seen: list, kinds: Sequence[str], probes: Tensor | None) -> Callable
         for kind in kinds:
             if kind == "empirical": continue
             sent[kind] = []
-            for u in _roots(kind, curvature, tuple(out.shape), None if probes is None else probes[rows].t(), out):
+            for u in _roots(kind, curvature, tuple(out.shape), None if probes is None else probes[rows], out):
                 sweep.backward(u, None)
                 sent[kind].append(sweep.d)
         for s, (_, maps) in list(enumerate(sweep.stages))[sweep.first:]:
-            for j, m in enumerate(maps): seen.append((m.w, sweep.h[s].t(), {kind: [d[s][j].t() for d in ds] for kind, ds in sent.items()}))
+            for j, m in enumerate(maps): seen.append((m.w, sweep.h[s], {kind: [d[s][j] for d in ds] for kind, ds in sent.items()}))
     return look
 
 # %% ../nbs/01_curvature.ipynb #10fc1ae8

@@ -295,6 +295,24 @@ def train(prob, way, steps=7, watch=None, **options):
     return flat(prob.params)
 
 
+@pytest.mark.parametrize("options", [dict(), dict(maximize=True, lr_warmup=3), dict(weight_decay=.1)])
+def test_adam_of_the_natural_direction_in_one_pass(options, monkeypatch):
+    "The kernel fed with the plain gradient, with statistics that are not updated before it, with the second moment's decay of Adam, or a clock that stands still."
+    def ends():
+        net = INR(1, 2, hidden_features=96, num_layers=4, activation=Gaussian(.4), generator=torch.Generator().manual_seed(0))
+        x = torch.linspace(-1, 1, 64)[:, None]
+        prob = Problem(net, x, torch.cat([torch.sin(5 * x), torch.cos(3 * x)], 1))
+        opt = KFAC(net, lr=1e-3, then="adam", inverse_every=2, beta_square=.9, **options)
+        for _ in range(5): opt.step(prob)
+        state = opt.state[prob.params[0]]
+        assert state["step"] == 5
+        return flat(prob.params), state["square"], state["momentum"]
+    fused = ends()
+    monkeypatch.setattr("inr_precond.optim.kfac._one_pass", lambda *_: False)
+    for a, b in zip(fused, ends()): assert (a - b).norm() < 1e-4 * b.norm()
+
+
+
 @pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("name, loss, fisher, ekfac", [(n, "mse", "empirical", False) for n in NETWORKS] + [(n, "bce", "exact", False) for n in NETWORKS]
                          + [("gaussian", loss, f, e) for loss in ("mse", "bce") for f in FISHERS for e in (False, True)] + [("gabor", "bce", "sampled", True)])

@@ -35,8 +35,8 @@ class Clock:
 
     def tick(self):
         "Ends a step: both counters advance, on the device and on the host."
-        if self.due: self.updates.add_(1); self.k += 1
-        self.step.add_(1); self.t += 1
+        torch._foreach_add_([self.step, self.updates] if self.due else [self.step], 1)
+        self.t, self.k = self.t + 1, self.k + self.due
 
 # %% ../../nbs/10_preconditioned_sgd.ipynb #c906e757
 def _twice(grads, params, probes, loss=None):
@@ -188,7 +188,7 @@ def _differentiate(self, closure, params, due):
     except Exception:
         if due: generator.set_state(before)
         raise
-    return None if loss is None else loss.detach(), [g.detach() for g in grads], probes, hvps
+    return None if loss is None else loss.detach(), [g.detach() if g.requires_grad else g for g in grads], probes, hvps
 
 @patch_to(PreconditionedSGD)
 def _check_problem(self, problem, params):
@@ -406,18 +406,27 @@ class Adam(Diagonal):
 # %% ../../nbs/10_preconditioned_sgd.ipynb #5692461d
 _fused_adam = torch._fused_adam_ if torch._C._dispatch_has_kernel_for_dispatch_key("aten::_fused_adam_", "CPU") else None
 
+def _one_pass(params, grads, states, square: str) -> bool:
+    "Whether torch's one-pass kernel of Adam may be given these tensors, of which it reads the numbers as they lie in memory."
+    if _fused_adam is None or sum(p.numel() for p in params) < 2**14 or not all("momentum" in s and square in s for s in states): return False
+    return all(t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for p, g, s in zip(params, grads, states) for t in (p, g, s["momentum"], s[square]))
+
+@patch_to(PreconditionedSGD)
+def _adam_step(self, clock, states, square: str, beta2: float) -> None:
+    "Adam's step along clock.grads in one pass, its second moment being `square` of the state."
+    group, n, rate = clock.group, len(clock.params), self._decay(clock)
+    clock.tick(); clock.stale = True                # the kernel wants t counted from 1
+    _fused_adam(clock.params, clock.grads, [s["momentum"] for s in states], [s[square] for s in states], [], [clock.step] * n,
+                lr=rate, beta1=group["betas"][0], beta2=beta2, weight_decay=0., eps=group["eps"], amsgrad=False, maximize=False)
+
 @patch_to(Adam)
 def _fusable(self, clock) -> bool:
-    "Whether torch's one-pass kernel makes this cohort's step."
+    "Whether the kernel makes this cohort's step: it knows one counter, and no look ahead."
     group = clock.group
-    if _fused_adam is None or group["nesterov"] or not group["betas"][0] or not clock.due or clock.k != clock.t or sum(p.numel() for p in clock.params) < 2**14: return False
-    return all(p.dtype is g.dtype is torch.float32 and p.device.type == "cpu" and p.is_contiguous() and g.is_contiguous() for p, g in zip(clock.params, clock.grads))
+    return bool(clock.due and clock.k == clock.t and group["betas"][0] and not group["nesterov"]) and _one_pass(clock.params, clock.grads, [self.state[p] for p in clock.params], "curvature")
 
 @patch_to(Adam)
 def _advance(self, clock):
     "The update of one cohort, in one pass where that is possible."
-    m, v = ([self.slot(p, name) for p in clock.params] for name in ("momentum", "curvature")) if self._fusable(clock) else ([], [])
-    if not m or not all(s.is_contiguous() for s in (*m, *v)): return PreconditionedSGD._advance(self, clock)
-    (beta1, beta2), eps, rate = clock.group["betas"], clock.group["eps"], self._decay(clock)
-    clock.tick(); clock.stale = True                # the kernel wants t counted from 1
-    _fused_adam(clock.params, clock.grads, m, v, [], [clock.step] * len(m), lr=rate, beta1=beta1, beta2=beta2, weight_decay=0., eps=eps, amsgrad=False, maximize=False)
+    if not self._fusable(clock): PreconditionedSGD._advance(self, clock)
+    else: self._adam_step(clock, [self.state[p] for p in clock.params], "curvature", clock.group["betas"][1])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from ..curvature import Problem, _why_not, rademacher_like, value_grad_layers
 from ..inr import Linear, _linear_pointwise, onednn
-from .base import SHARED, PreconditionedSGD, _number, _whole, patch_to, root_mean, state_dtype
+from .base import SHARED, PreconditionedSGD, _number, _one_pass, _whole, patch_to, root_mean, state_dtype
 
 # %% ../../nbs/14_kfac.ipynb #65d08c23
 def product_nt(
@@ -595,6 +595,15 @@ def momentum(self, clock):
         squares = [self.slot(p, "square") for p in clock.params]
         torch._foreach_mul_(squares, beta); torch._foreach_addcmul_(squares, clock.grads, clock.grads, value=1 - beta)
     return PreconditionedSGD.momentum(self, clock)
+
+@patch_to(KFAC)
+def _advance(self, clock):
+    "The update of one cohort; where Adam follows, in one pass over the parameters if that is possible (chapter 10)."
+    states = [self.state[p] for p in clock.params]
+    if clock.group["then"] != "adam" or not clock.group["betas"][0] or not _one_pass(clock.params, clock.grads, states, "square"): return PreconditionedSGD._advance(self, clock)
+    if clock.due: self.update_curvature(clock)
+    clock.grads = [g.contiguous() for g in self.natural(clock, clock.grads)]
+    self._adam_step(clock, states, "square", clock.group["beta_square"])
 
 # %% ../../nbs/14_kfac.ipynb #72bff90c
 @patch_to(KFAC)
