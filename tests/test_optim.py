@@ -84,6 +84,19 @@ def walk(opt, params, grads, after=lambda t: None):
     return flat(params)
 
 
+def test_the_kept_root_is_that_of_the_present_curvature():
+    "A root that survives an update of the curvature, or one made while the correction did not move."
+    prob = problem()
+    opt = ESGD(prob.params, lr=.01, warmup=2, update_every=3, bias_correction="steps")
+    for t in range(16):
+        opt.param_groups[0]["bias_correction"] = "updates" if 5 <= t < 9 else "steps"
+        opt.step(prob)
+        fresh = opt.preconditioner()
+        for clock in opt._cohorts():
+            for p, P in zip(clock.params, clock.preconditioner):
+                if t != 5: assert torch.equal(P, fresh[p]) # at t = 5 the option has changed, which the next update takes up
+
+
 @pytest.mark.parametrize("options", [dict(lr=.01), dict(lr=torch.tensor(.01)), dict(lr=.03, betas=(.7, .9), eps=1e-3), dict(lr=.01, maximize=True)])
 def test_one_pass_adam_equals_torch(options):
     "The kernel fed with t counted from 0, with a stale step, with the sign of `maximize` applied twice or not at all, or with eps and betas of another group."

@@ -23,6 +23,7 @@ class Clock:
     t: int = 0                                      # steps taken
     k: int = 0                                      # curvature updates made
     preconditioner: list | None = None              # P, kept from one update to the next
+    root: list | None = None                        # what P is made of, where a member keeps that too
     stale: bool = True                              # whether P has to be made anew
     params: list = field(default_factory=list)      # this step's parameters
     grads: list = field(default_factory=list)       # their gradients

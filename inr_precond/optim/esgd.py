@@ -57,6 +57,19 @@ class ESGD(Diagonal):
         if accumulate == "max": torch._foreach_maximum_(d, torch._foreach_mul(clock.hvps, clock.hvps))
         else: torch._foreach_addcmul_(d, clock.hvps, clock.hvps, value=1 - beta if accumulate == "ema" else 1.)
 
-    def diagonal(self, clock, k, t, out=None):
+    def _correction(self, clock, k, t) -> float:
+        "What the weights of the accumulated squares add up to."
         n, beta = (k if clock.group["bias_correction"] == "updates" else t), clock.group["betas"][1]
-        return root_mean(self.curvature(clock), {"ema": 1 - beta ** n, "mean": n, "max": 1.}[clock.group["accumulate"]], clock.group["eps"], out)
+        return {"ema": 1 - beta ** n, "mean": n, "max": 1.}[clock.group["accumulate"]]
+
+    def diagonal(self, clock, k, t, out=None): return root_mean(self.curvature(clock), self._correction(clock, k, t), clock.group["eps"], out)
+
+    def _diagonal(self, clock):
+        "P of this step. Where only its correction moves, the root is kept from one update to the next: a pass less over the parameters."
+        if not self.moving(clock): clock.root = None; return super()._diagonal(clock)
+        if clock.stale or clock.root is None: clock.root = torch._foreach_sqrt(self.curvature(clock))
+        c, old = math.sqrt(self._correction(clock, clock.k + clock.due, clock.t + 1)), clock.preconditioner
+        P = [torch.div(r, c, out=p) for r, p in zip(clock.root, old)] if old else torch._foreach_div(clock.root, c)
+        torch._foreach_add_(P, clock.group["eps"])
+        clock.preconditioner, clock.stale = P, False
+        return P
