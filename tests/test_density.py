@@ -339,3 +339,40 @@ def test_bad_input_ends_in_a_sentence(tmp_path):
         (lambda: trajectory(config, (0,), tmp_path, layer=4), ValueError, "from 1 to 3"),
     ]:
         with pytest.raises(kind, match=words): call()
+
+
+# Zeros of the gradient that Hv does not share
+
+
+@pytest.fixture
+def at_the_origin():
+    "A sine network without biases on the input 0: every unit is 0 and none is flat."
+    net = INR(1, 1, hidden_features=3, num_layers=3, activation=Sine(3.), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        for layer in net.layers: layer.bias.zero_()
+    return Problem(net, torch.zeros(2, 1, dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64))
+
+
+def test_a_unit_that_is_zero_but_not_flat_is_reached(at_the_origin):
+    "Values alone taken for paths: the weight above such a unit has gradient zero, and Hv by way of the unit's slope."
+    vectors = rademacher_like(at_the_origin.params, torch.Generator().manual_seed(1))
+    _, grads, hv = value_grad_hvp(at_the_origin, at_the_origin.params, vectors)
+    assert not grads[2].any() and hv[2].all()
+    for off, h in zip(density.unreached(at_the_origin.model, at_the_origin.inputs), hv): assert not (off & (h != 0)).any()
+
+
+def test_the_patterns_of_hv_and_gradient_are_not_exchanged(at_the_origin):
+    "The gradient's zeros drawn as those of Hv, which for ReLU are the same."
+    found = density._patterns(at_the_origin, rademacher_like(at_the_origin.params, torch.Generator().manual_seed(1)), 2)
+    assert density.unpacked(found["gradient"]).all() and not density.unpacked(found["hv"]).any()
+
+
+def test_each_look_draws_its_own_batch_and_probe(tmp_path, monkeypatch):
+    "One batch and one probe for all times: their accidents would pass for a trend."
+    looks = []
+    monkeypatch.setattr(density, "layer_density", lambda problem, vectors: looks.append((problem.inputs, vectors)) or [])
+    config = runs.RunConfig(image="astronaut", image_size=16, hidden_features=8, num_layers=3, batch_size=20, steps=4, recipe="adam/released")
+    made = runs.trainer(config)
+    for t in (0, 3): density._look(made, 0, t, None)
+    (x, v), (y, w) = looks
+    assert not torch.equal(x, y) and not all(torch.equal(a, b) for a, b in zip(v, w))

@@ -230,3 +230,9 @@ def test_a_verdict_cannot_inject_markup(tmp_path):
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
     page = Page(judged(tmp_path, [{**ROW, **dict.fromkeys(("claim", "form", "verdict", "reason", "statement", "reference", "experiment"), evil), "signals": [evil], "also": [evil]}]))
     assert not page.all("script") and all("onerror" not in attributes for _, attributes in page.tags)
+
+
+def test_nothing_is_best_where_nothing_is_worse():
+    "A single row, or equal values, marked as the best."
+    assert report.best_cells(["method", "PSNR"], [["Adam", "30.1"]]) == set() and report.best_cells(["method", "PSNR"], [["Adam", "30.1"], ["ESGD", "30.1"]]) == set()
+    assert report.best_cells(["method", "PSNR"], [["Adam", "30.1"], ["ESGD", "30.2"]]) == {(1, 1)}
