@@ -413,6 +413,21 @@ def test_compiled_model_is_named(as_problem):
         ESGD(net.parameters()).step(Problem(compiled, x, y) if as_problem else lambda: (compiled(x) - y).square().mean())
 
 
+def test_refusal_at_the_first_derivative_is_named():
+    "A compiled backward that reuses its buffers refuses already the gradient that keeps a graph: torch's words, which name no layer, must not reach the user."
+    class Reuses(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x): return x.clone()
+        @staticmethod
+        def backward(ctx, g):
+            if torch.is_grad_enabled(): raise RuntimeError("This backward function was compiled with non-empty donated buffers which requires create_graph=False")
+            return g
+    p = nn.Parameter(torch.ones(3)); closure = lambda: Reuses.apply(p).square().sum()
+    with pytest.raises(RuntimeError, match="differentiated twice because of .*Reuses"): ESGD([p]).step(closure)
+    Adam([p], lr=.5).step(closure)  # needs no graph
+    torch.testing.assert_close(p.detach(), torch.full((3,), .5))
+
+
 def test_loss_linear_in_the_parameters_has_zero_curvature():
     "An error where H = 0."
     p = nn.Parameter(torch.ones(3))

@@ -45,11 +45,15 @@ def _twice(grads, params, probes, loss=None):
     check_twice_differentiable(grads, loss, None if loss is None else params)
     live = [(g, v) for g, v in zip(grads, probes) if g.requires_grad]
     if not live: return [torch.zeros_like(p) for p in params]       # a loss linear in the parameters: H = 0
-    try: out = torch.autograd.grad([g for g, _ in live], params, [v for _, v in live], allow_unused=True)
+    out = _named(lambda: torch.autograd.grad([g for g, _ in live], params, [v for _, v in live], allow_unused=True), [*grads, loss])
+    return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(out, params)]
+
+def _named(differentiate, tensors):
+    "The result of `differentiate`; torch's refusals of a second derivative in the family's sentence, which names the layer in the graph of `tensors`."
+    try: return differentiate()
     except RuntimeError as e:
         if not any(words in str(e) for words in _TORCH_SAYS): raise
-        raise _no_second(custom_nodes([*grads, loss]), str(e).splitlines()[0]) from e
-    return [torch.zeros_like(p) if h is None else h.detach() for h, p in zip(out, params)]
+        raise _no_second(custom_nodes(tensors), str(e).splitlines()[0]) from e
 
 # %% ../../nbs/10_preconditioned_sgd.ipynb #579b6c71
 def patch_to(cls):
@@ -210,7 +214,7 @@ def _from_autograd(self, closure, params, due):
             for h in hooks: h.remove()
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1: raise TypeError(f"the closure returned {type(loss).__name__ if not isinstance(loss, torch.Tensor) else f'a tensor of shape {tuple(loss.shape)}'}, but must return the loss, a tensor with one element")
     if closure is not None and not fresh:
-        with torch.enable_grad(): grads = torch.autograd.grad(loss, params, create_graph=due, allow_unused=True) if loss.requires_grad else [None]
+        with torch.enable_grad(): grads = _named(lambda: torch.autograd.grad(loss, params, create_graph=due, allow_unused=True), [loss]) if loss.requires_grad else [None]
         if all(g is None for g in grads): raise RuntimeError("the closure's loss does not depend on any parameter of this optimizer, so there is nothing to differentiate; return the loss of the model that the optimizer was made for, without detaching it")
     else:
         grads = [p.grad for p in params]
