@@ -323,12 +323,15 @@ def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
     slow(place, 8_000)
     make = how == "kill -9 of make"
     process = start(*["--exit-with-parent"] * make, prefix=["/bin/sh", "-c", '"$@"; true', "sh"] if make else ())
-    at = wait_for(training, 90, "training")[0]["step"]
-    tree = psutil.Process(process.pid).children(recursive=True)
-    assert len(tree) >= 3  # papermill, kernel, training
-    process.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
-    status = process.wait(30)
-    _, alive = psutil.wait_procs(tree, timeout=30)
+    try:
+        at = wait_for(training, 600, "training")[0]["step"]
+        tree = psutil.Process(process.pid).children(recursive=True)
+        assert len(tree) >= 3  # papermill, kernel, training
+        process.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
+        status = process.wait(300)
+        _, alive = psutil.wait_procs(tree, timeout=300)
+    finally:
+        process.kill()  # a test that fails leaves no batch behind
     assert not alive, [p.cmdline() for p in alive]
     assert status == (130 if how == "Ctrl-C" else -9)
     if how == "Ctrl-C":
