@@ -413,22 +413,6 @@ def test_compiled_model_is_named(as_problem):
         ESGD(net.parameters()).step(Problem(compiled, x, y) if as_problem else lambda: (compiled(x) - y).square().mean())
 
 
-def test_a_parameter_thawed_later_counts_its_own_steps():
-    "A clock that goes on for a frozen parameter: its moments of one step would be corrected as those of fifty-one, and it would leap."
-    made = [[nn.Parameter(torch.linspace(.5, 1.5, 4, dtype=torch.float64)) for _ in range(2)] for _ in range(2)]
-    ours, theirs = Adam(made[0], lr=.01), torch.optim.Adam(made[1], lr=.01)
-    for step in range(60):
-        for a, b in made: b.requires_grad_(not 1 <= step <= 50)
-        ours.step(lambda: sum((p ** 4).sum() for p in made[0]))
-        theirs.zero_grad(); sum((p ** 4).sum() for p in made[1]).backward(); theirs.step()
-    for mine, right in zip(*made): torch.testing.assert_close(mine, right, rtol=0, atol=1e-13)
-    assert [int(ours.state[p]["step"]) for p in made[0]] == [60, 10]
-    esgd = ESGD(made[0], update_every=7, warmup=2)
-    for step in range(20):
-        made[0][1].requires_grad_(not 3 <= step <= 12); esgd.step(lambda: sum((p ** 4).sum() for p in made[0]))
-    assert [int(esgd.state[p]["updates"]) for p in made[0]] == [4, 3]  # at 0, 1, 7, 14 of twenty steps, and at 0, 1, 7 of its own ten
-
-
 def test_refusal_at_the_first_derivative_is_named():
     "A compiled backward that reuses its buffers refuses already the gradient that keeps a graph: torch's words, which name no layer, must not reach the user."
     class Reuses(torch.autograd.Function):

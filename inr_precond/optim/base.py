@@ -141,19 +141,12 @@ def _clock_of(self, p, group, fresh):
     return clock
 
 @patch_to(PreconditionedSGD)
-def _stop_clock(self, p):
-    "A parameter that is frozen takes copies of its counters, and its clock goes on without it: thawed, it is corrected for the steps that it has made."
-    clock = self._clocks.pop(p)
-    self.state[p].update(step=clock.step.clone(), updates=clock.updates.clone())
-
-@patch_to(PreconditionedSGD)
 def _cohorts(self) -> list[Clock]:
     "The trainable parameters, collected by clock; frozen ones are left out."
     fresh, cohorts = {}, {}
     for group in self.param_groups:
         for p in group["params"]:
             if p.requires_grad: cohorts.setdefault(id(c := self._clock_of(p, group, fresh)), (c, []))[1].append(p)
-            elif p in self._clocks: self._stop_clock(p)
     for clock, params in cohorts.values():
         if len(clock.params) != len(params) or any(a is not b for a, b in zip(clock.params, params)): clock.preconditioner, clock.stale = None, True
         clock.params = params
