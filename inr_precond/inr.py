@@ -164,7 +164,7 @@ class Linear(nn.Linear):
     def forward(self,
         x: Tensor, # (..., in_features)
     ) -> Tensor: # (..., out_features)
-        if x.numel() > 2**14 and len(self.weight) > 16 and onednn(x): return _linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if x.numel() > 2**14 and len(self.weight) > 16 and onednn(x) and (self.bias is None or self.bias.is_contiguous()): return _linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return nn.functional.linear(x, self.weight, self.bias)
 
 # %% ../nbs/00_inr.ipynb #ddbf30f3

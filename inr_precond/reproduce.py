@@ -289,7 +289,7 @@ class Job:
     path: Path
     parameters: dict
     selected: bool = True
-    status: str = "not run"  # not run, waiting, running, ran, unchanged, failed, interrupted
+    status: str = "not run"  # not run, waiting, running, ran, unchanged, earlier (another batch's, not looked into), failed, interrupted
     seconds: float | None = None
     error: str | None = None
     finished: str | None = None  # when
@@ -306,7 +306,7 @@ def recall(job, out):
     "Take over what the last execution left, so that a report shows it."
     state = read_state(out, job.name)
     if state:
-        job.status = {"ran": "unchanged"}.get(state["status"], state["status"])
+        job.status = {"ran": "earlier"}.get(state["status"], state["status"])
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
 # %% ../nbs/33_reproduce.ipynb #ba1bdf7f

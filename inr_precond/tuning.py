@@ -158,7 +158,7 @@ def digest(plan: Plan) -> str:
 def score(run) -> float:  # dB
     "What a trial is ranked by: the final PSNR of the whole image; 0 dB where it diverged."
     psnr = run.final.get("psnr")
-    return float(psnr) if run.status == "finished" and psnr is not None else DIVERGED_PSNR
+    return float(psnr) if run.status == "finished" and psnr is not None and math.isfinite(psnr) else DIVERGED_PSNR
 
 
 def best_of(scores, keep: int) -> list:  # indices, best first; of equal scores the earlier
@@ -206,9 +206,13 @@ def trial_table(tuning: Tuning):
 
 
 def at_the_edge(tuning: Tuning) -> list:  # sentences
-    "Which chosen rates lie at an end of their grids."
+    "Which choices to distrust: rates at an end of their grids, and those of a contestant whose every trial diverged."
     told = []
     for c in tuning.plan.contestants:
+        last = [t["score"] for t in tuning.trials if t["contestant"] == c.name and t["rung"] == len(tuning.plan.rungs) - 1]
+        if last and max(last) == DIVERGED_PSNR:
+            told.append(f"{c.name} at {tuning.plan.budget:,}: every trial of the last rung diverged, so what was chosen is only the first of them.")
+            continue
         rates, chosen = dict(c.grid).get("lr", ()), tuning.chosen[c.name].get("lr")
         if len(rates) > 1 and chosen in (min(rates), max(rates)):
             told.append(f"{c.name} at {tuning.plan.budget:,}: the chosen rate {chosen:g} is the {'lowest' if chosen == min(rates) else 'highest'} of its grid, so a better one may lie beyond.")
@@ -388,10 +392,12 @@ def read_result(file=RECORD):  # the record as a dict, its races as DataFrames b
         return None
     try:
         values = json.loads(Path(file).read_text())
-        whole = values.pop("digest") == _seal(values) and values["format"] == 1
+        whole, known = values.pop("digest") == _seal(values), values["format"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the record {Path(file).name} cannot be read ({type(error).__name__}); remove it, or restore it from the repository.") from error
     if not whole:
         raise ValueError(f"the record {Path(file).name} was altered (its content does not match its digest); remove it, or restore it from the repository.")
+    if known != 1:
+        raise ValueError(f"the record {Path(file).name} has the format {known!r} and this version reads the format 1; restore it from the repository, or take the version that wrote it.")
     numeric = [k for k in _ROW if k not in ("method", "recipe", "image", "status", "seed", "steps", "budget", "image_size")]
     return {**values, "race": {int(b): pd.DataFrame(rows, columns=list(_ROW)).astype(dict.fromkeys(numeric, float)) for b, rows in values["race"].items()}}

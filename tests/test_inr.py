@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from inr_precond.inr import INR, Activation, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet
+from inr_precond.inr import INR, Activation, GaborLayer, Gaussian, Linear, PositionalEncoding, ReLU, Sine, Wavelet
 
 torch.set_num_threads(1)
 SETTINGS = {"relu": dict(activation=ReLU()), "relu-pe": dict(activation=ReLU(), encoding=PositionalEncoding(2, 8)), "sine": dict(activation=Sine()),
@@ -195,3 +195,12 @@ def test_networks_can_be_copied_pickled_and_reloaded():
     (lambda: INR(2, 3, activation=ReLU(), layer=GaborLayer), "both activation and layer"), (lambda: INR(3, 3, encoding=PositionalEncoding(2, 4)), "encoding of 2 features")])
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")): make()
+
+
+def test_a_bias_whose_numbers_lie_apart():
+    "oneDNN reads a bias as if its numbers lay side by side: every other number of a longer tensor would come out wrong."
+    layer = Linear(64, 128)
+    layer.bias = torch.nn.Parameter(torch.arange(256.)[::2])
+    x = torch.rand(512, 64)
+    with torch.no_grad(): found = layer(x)
+    assert not layer.bias.is_contiguous() and torch.allclose(found, x @ layer.weight.T + layer.bias, atol=1e-4)

@@ -358,6 +358,7 @@ def test_missing_graph_is_one_sentence():
 
 def test_closure_must_return_the_loss():
     prob = problem()
+    with pytest.raises(TypeError, match="was given a int; give it a Problem, a closure"): Adam(prob.params).step(3)
     with pytest.raises(TypeError, match="NoneType"): Adam(prob.params).step(lambda: None)
     with pytest.raises(TypeError, match="shape"): Adam(prob.params).step(lambda: torch.ones(3, requires_grad=True))
     with pytest.raises(RuntimeError, match="does not depend"): Adam(prob.params).step(lambda: prob().detach())

@@ -167,6 +167,16 @@ def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
     assert "seeds = 2" in Path("results/smoke/notebooks/a.ipynb").read_text()
 
 
+def test_a_notebook_that_was_not_selected_is_not_called_unchanged(place):
+    "Catches a report that vouches for results which nobody compared with the notebook as it is now."
+    notebook(place / "nbs", "a", "finish('a')"); notebook(place / "nbs", "b", "finish('b')")
+    assert batch() == 0
+    Path("nbs/b.ipynb").write_text(Path("nbs/b.ipynb").read_text().replace("# b", "# c"))
+    assert batch("--only", "a") == 0
+    found = json.loads(Path("results/smoke/metrics.json").read_text())["experiments"]
+    assert (found["a"]["status"], found["b"]["status"]) == ("unchanged", "earlier") and found["b"]["finished"]
+
+
 SOUND = {"name": "a", "status": "ran", "seconds": 1.0, "error": None, "finished": "then", "provenance": {}, "parts": {}}
 RECORD = {"name": "a", "title": "T", "paper": "P.", "note": "", "figures": [], "tables": [], "metrics": {}, "runs": [], "data": [], "verdict": None}
 

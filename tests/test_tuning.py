@@ -260,6 +260,16 @@ def test_a_chosen_rate_at_the_end_of_its_grid_is_told():
     assert len(told) == 2 and "A at 100: the chosen rate 4 is the highest" in told[0] and "C at 100: the chosen rate 1 is the lowest" in told[1]
 
 
+def test_a_contestant_whose_every_trial_diverged_is_told():
+    "The first of sixteen diverged trials sold as the best, and its rate called too low or too high."
+    plan = Plan(100, (contestant("A"), contestant("B")), PAIRS, ((0.5, 18, 1), (1.0, 4, 1)))
+    lost = lambda configs: [SimpleNamespace(status="diverged" if c.recipe == plan.contestants[0].recipe else "finished", final={"psnr": 31.0}) for c in configs]
+    told = tuning.at_the_edge(tune(plan, lost))
+    assert len(told) == 2 and all("every trial of the last rung diverged" in t for t in told)
+    assert not any("diverged" in t for t in tuning.at_the_edge(tune(plan, objective(0.5, fail=(0.5,)))))
+    assert tuning.score(SimpleNamespace(status="finished", final={"psnr": float("nan")})) == claims.DIVERGED_PSNR
+
+
 def test_the_record_reads_back_and_refuses_what_was_altered(tmp_path):
     "Numbers lost on the way, NaN in JSON, or a record that was edited by hand."
     found, groups = tune(RACE, objective()), race()
@@ -277,6 +287,11 @@ def test_the_record_reads_back_and_refuses_what_was_altered(tmp_path):
         file.write_text(bad)
         with pytest.raises(ValueError, match=words):
             tuning.read_result(file)
+    values = {**json.loads(text), "format": 2}
+    values["digest"] = tuning._seal({k: v for k, v in values.items() if k != "digest"})
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="has the format 2 and this version reads the format 1"):
+        tuning.read_result(file)
 
 
 @pytest.mark.parametrize("make, words", [

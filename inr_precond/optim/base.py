@@ -206,6 +206,7 @@ def _check_problem(self, problem, params):
 def _from_autograd(self, closure, params, due):
     "(loss or None, gradients), with their graph where curvature is due; a closure that called backward is not differentiated again."
     loss, fresh = None, []
+    if closure is not None and not callable(closure): raise TypeError(f"step() was given a {type(closure).__name__}; give it a Problem, a closure that returns the loss, or nothing where .grad is filled already")
     if closure is not None:
         hooks = [p.register_post_accumulate_grad_hook(lambda _: fresh.append(True)) for p in params]
         try:
