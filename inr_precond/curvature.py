@@ -601,7 +601,9 @@ def rademacher_like(
     sizes = [p.numel() for p in params]
     device = generator.device if generator is not None else (params[0].device if params else "cpu")
     bits = torch.empty(-(-sum(sizes) // 8), dtype=torch.int64, device=device).random_(generator=generator).view(torch.uint8)[:sum(sizes)] & 1
-    return tuple(b.to(dtype=p.dtype, device=p.device).mul_(2).sub_(1).view(p.shape) for b, p in zip(bits.split(sizes), params))
+    signs = lambda b, p: b.to(dtype=p.dtype, device=p.device).mul_(2).sub_(1)
+    if len({(p.dtype, p.device) for p in params}) == 1: return tuple(v.view(p.shape) for v, p in zip(signs(bits, params[0]).split(sizes), params)) # at once
+    return tuple(signs(b, p).view(p.shape) for b, p in zip(bits.split(sizes), params))
 
 def _gaussian_like(params: Sequence[Tensor], generator: torch.Generator | None) -> tuple[Tensor, ...]:
     return tuple(torch.randn(p.shape, generator=generator, device=p.device if generator is None else generator.device).to(p) for p in params)
