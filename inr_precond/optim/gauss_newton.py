@@ -33,7 +33,7 @@ class GaussNewton(LayerWise, Diagonal):
 
     def __init__(self,
         model: nn.Module,                           # whose outputs the loss compares
-        lr: float = .003,                           # learning rate, >= 0; stable below 2 / (largest eigenvalue of P^-1 G)
+        lr: float = .003,                           # learning rate, >= 0; on a quadratic stable below 2 / (largest eigenvalue of P^-1 G), times (1 + beta1) / (1 - beta1)
         betas=(.9, .999),                           # of the gradient's average and of the diagonal's; the second counts updates of the diagonal
         damping: float = 1e-5,                      # lambda, >= 0, in units of the curvature
         *, fisher: str = "exact",                   # "exact": one pass back per output; "sampled": one pass with random signs, the same in expectation
