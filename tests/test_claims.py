@@ -119,6 +119,21 @@ def test_each_verdict(made_up, differences, verdict, words):
     assert json.dumps(claims._row(claims.claim("one"), "printed", "laptop", found), allow_nan=False)
 
 
+def test_pairs_in_which_neither_arrived_count_against_a_verdict(made_up):
+    "Five clear arrivals among thirteen pairs, the others without one. Catches a method that is called faster because its failures, where the other failed too, are left out."
+    clear, neither = [[.6 + .02 * i, None] for i in range(5)], [[None, None]] * 8
+    assert made_up.judge("one", {"differences": clear}).verdict == REPRODUCED
+    found = made_up.judge("one", {"differences": clear + neither})
+    assert found.verdict == UNDECIDED and found.parts[0].n == 5 and found.parts[0].silent == 8 and "did not arrive" in found.reason and found.effect == pytest.approx(.64)
+    assert made_up.judge("one", {"differences": [1. + .01 * i for i in range(19)] + [[None, None]]}).verdict == REPRODUCED    # one of twenty does not undo it
+
+
+def test_the_method_is_named_by_the_limits(made_up):
+    "Upper ends that are unknown leave the lower limit to Student's t. Catches a label that says otherwise."
+    assert made_up.judge("one", {"differences": [[1. + .1 * i, None] for i in range(5)]}).method == "Student's t"
+    assert made_up.judge("one", {"differences": [*[1. + .1 * i for i in range(9)], [None, 0.]]}).method == "order statistics"
+
+
 def test_margin_is_the_registrys(made_up):
     "A notebook's own margin does not count: it could be chosen after the runs."
     found = made_up.judge("one", {"differences": [.1, .12, .09, .11, .08], "margin": 0., "unit": "dB"})
@@ -225,8 +240,8 @@ def test_faster_where_runs_do_not_arrive():
     data = rows({"A": [40, 40, None, None, 40], "B": [80, None, 80, None, 80]})
     t = data.seconds_to_target.to_numpy().reshape(2, 5)
     exact, lower, upper, nothing, _ = claims.faster(data, "A", "B")["differences"]
-    assert exact == pytest.approx(math.log(t[1, 0] / t[0, 0])) and lower == [pytest.approx(math.log(100 / t[0, 1])), None] and upper == [None, pytest.approx(math.log(t[1, 2] / 100))] and nothing is None
-    assert [claims._ends(d) is None for d in (exact, lower, upper, nothing)] == [False, False, False, True]
+    assert exact == pytest.approx(math.log(t[1, 0] / t[0, 0])) and lower == [pytest.approx(math.log(100 / t[0, 1])), None] and upper == [None, pytest.approx(math.log(t[1, 2] / 100))] and nothing == [None, None]
+    assert claims._ends(nothing) == (-math.inf, math.inf) and claims._ends(None) is None
 
 
 def test_a_run_stopped_early_is_not_slower():
@@ -249,6 +264,16 @@ def test_diverged_runs_count():
     data.loc[(data.method == "A") & (data.seed == 4), ["status", "psnr", "difference", "ms_per_step"]] = ["diverged", math.nan, math.nan, math.nan]
     assert claims.faster(data, "A", "Adam")["differences"][4][0] is None and claims.faster(data, "A", "Adam", "steps")["differences"][4] == [None, pytest.approx(math.log(data.steps_to_target.iloc[4] / 10_000))]
     assert claims.ends_above(data, "A", "Adam")["differences"] == [0., 0., 0., 0., -30.] and claims.ends_above(data, "Adam", "A")["differences"][4] == 30.
+
+
+def test_to_diverge_is_never_the_better_end():
+    "A run that finished at -8.65 dB against one that diverged. Catches a floor under the diverged alone."
+    data = pd.concat([rows({"Adam": 50}), rows({"A": [40] * 5})])
+    bad = (data.method == "A") & (data.seed == 4)
+    data.loc[bad, "psnr"] = -8.65
+    finished = claims.ends_above(data, "A", "Adam")["differences"]
+    data.loc[bad, ["status", "psnr"]] = ["diverged", math.nan]
+    assert finished == claims.ends_above(data, "A", "Adam")["differences"] == [0., 0., 0., 0., -30.]
 
 
 def test_ends_above_at_the_last_common_step():

@@ -121,8 +121,34 @@ def test_diverged_run_is_a_row_not_a_crash():
     groups = figures.by_method([make_run(), lost])
     table = figures.result_table(figures.measure(groups))
     assert table.loc["SGD", "runs"] == "1 (diverged at step 210)" and table.loc["SGD", "final PSNR (dB)"] == "-"
-    assert "nothing to compare (all its runs diverged)" in figures.conclude(figures.measure(groups), "SGD")
+    assert "difference -31.00 dB, 1 pair (1 diverged and counts as 0 dB)" in figures.conclude(figures.measure(groups), "SGD")
     assert figures.convergence(groups, target="Adam") and figures.final_dots(groups)
+
+
+def test_a_diverged_run_is_not_left_out_of_a_conclusion():
+    "Five clear leads and a run that diverged: survivors alone would be above. And one that finished below 0 dB counts no worse."
+    groups = figures.by_method(pairs(6, jitter=0.00001))
+    lost = groups["ESGD released"][5]
+    lost.status, lost.final, lost.evals = "diverged", {}, lost.evals.iloc[:2]
+    rows = figures.measure(groups)
+    assert rows.difference.iloc[-1] == -31. and "undecided" in figures.conclude(rows, "ESGD released") and "6 pairs (1 diverged and counts as 0 dB)" in figures.conclude(rows, "ESGD released")
+    astray = make_run("esgd/released", start=-40.)
+    assert figures.measure(figures.by_method([make_run(), astray])).difference.iloc[-1] == -31.
+
+
+def test_seconds_across_versions_of_the_code_are_marked():
+    "Runs of two commits, of which one may have been faster at the same work."
+    runs = pairs(5)
+    assert "versions" not in figures.conclude_speed(figures.measure(figures.by_method(runs)), "ESGD released")
+    for run in runs[:5]: run.provenance = {**run.provenance, "git_commit": "another"}
+    assert "different versions of the code" in figures.conclude_speed(figures.measure(figures.by_method(runs)), "ESGD released")
+
+
+def test_a_warm_up_has_colours_of_its_own():
+    "With and without a warm-up of the rate in one figure, as two lines that nobody can tell apart."
+    looks = [figures.style(f"esgd/{variant}", options) for variant in ("released", "mended") for options in ({}, {"lr_warmup": 100})]
+    assert len({(str(look["color"]), str(look["linestyle"])) for look in looks}) == 4 and looks[0]["color"] == looks[2]["color"] != looks[1]["color"]
+    assert figures.style("adam/released", {"lr_warmup": 100}) == figures.style("adam/released")
 
 
 def test_nan_values_do_not_poison_a_mean():
