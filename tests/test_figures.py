@@ -317,7 +317,9 @@ def test_convergence_axes_say_what_they_show():
     assert top.get_yscale() == "log" and "MSE" in top.get_ylabel() and "dB" in bottom.get_ylabel()
     assert "128 steps" in bottom.get_xlabel() and "(s)" in last.get_xlabel()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["Adam", "ESGD released"]
-    assert len(bottom.collections) == 2, "three seeds make a band each"
+    assert not bottom.collections and len([l for l in bottom.lines if l.get_linewidth() < 1]) == 6, "three seeds of two methods: a thin line each, and no band"
+    many = figures.convergence(figures.by_method(pairs(9)), "title", target="Adam").axes[2]
+    assert len(many.collections) == 2, "nine seeds make a band each"
 
 
 def test_a_method_that_went_astray_does_not_squeeze_the_others():
