@@ -582,7 +582,7 @@ def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=
     groups = by_method(kept); rows = measure(groups, reference)
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
     self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), f"{name}_convergence",
-                f"Long runs, read from the records and not trained here. Training MSE (top) and PSNR of the whole image (bottom), against epochs (left) and the time of whole steps (right). {spread_words(groups)} {source}")
+                f"Long runs, read from the records and not trained here. Training MSE (top) and PSNR of the whole image (bottom), against epochs (left) and the time of whole steps (right). {spread_words(groups)} {source}", dpi=66)  # a notebook's outputs stay below a megabyte
     _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
     print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows
