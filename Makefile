@@ -47,8 +47,10 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 nb = nbformat.read("nbs/index.ipynb", 4)
 nb.metadata["language_info"] = {"name": "python"}
 nb.cells = [c for c in nb.cells if c.cell_type == "markdown" or not c.source.startswith(("#| hide", "#|hide", "#| default_exp"))]
+for c in nb.cells:  # a cell that begins with "#| echo: false" shows its output alone
+    if c.source.startswith("#| echo: false"): c.metadata["tags"] = ["output-alone"]
 nb, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nb, {})
-exporter = MarkdownExporter(config={"ExtractOutputPreprocessor": {"output_filename_template": "README_files/{cell_index}_{index}{extension}"}})
+exporter = MarkdownExporter(config={"ExtractOutputPreprocessor": {"output_filename_template": "README_files/{cell_index}_{index}{extension}"}, "TagRemovePreprocessor": {"enabled": True, "remove_input_tags": ["output-alone"]}})
 text, resources = exporter.from_notebook_node(nb)
 for name, data in resources.get("outputs", {}).items():
     path = pathlib.Path(name); path.parent.mkdir(exist_ok=True); path.write_bytes(data)
