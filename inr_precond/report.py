@@ -40,16 +40,17 @@ def clock(seconds):
 # %% ../nbs/35_report.ipynb #3a9121fc
 @lru_cache(maxsize=512)
 def _encoded(path, changed, width):
-    raw = Path(path).read_bytes()
+    "Curves as a PNG of 128 colours, photographs (which that would not make small) as a JPEG; the file itself where it is no larger."
     from PIL import Image
+    raw, made, kind = Path(path).read_bytes(), io.BytesIO(), "png"
     with Image.open(io.BytesIO(raw)) as picture:
-        size = picture.size
-        if size[0] > width:
-            size = (width, max(1, round(size[1] * width / size[0])))
-            small = io.BytesIO()
-            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(small, "PNG", optimize=True)
-            if small.tell() < len(raw): raw = small.getvalue()
-    return "data:image/png;base64," + base64.b64encode(raw).decode(), size
+        first = picture.size
+        size = first if first[0] <= width else (width, max(1, round(first[1] * width / first[0])))
+        small = picture.convert("RGB") if size == first else picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        small.quantize(128, dither=Image.Dither.NONE).save(made, "PNG")
+        if made.tell() > .18 * size[0] * size[1]: made, kind = io.BytesIO(), "jpeg"; small.save(made, "JPEG", quality=85)
+    if size == first and len(raw) <= made.tell(): return "data:image/png;base64," + base64.b64encode(raw).decode(), size
+    return f"data:image/{kind};base64,{base64.b64encode(made.getvalue()).decode()}", size
 
 def inline(path,  # a PNG file
            width=1800):  # pixels; a wider picture is scaled down to it

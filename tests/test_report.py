@@ -121,6 +121,25 @@ def test_large_pictures_are_scaled_down(tmp_path):
     assert len(Page(path.read_text()).all("img")) == 3
 
 
+def test_curves_stay_sharp_and_photographs_become_small(tmp_path):
+    "Twelve photographs as PNG fill the page's budget, and every figure is then scaled down until no label can be read."
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image, ImageDraw
+    from skimage.data import astronaut
+    curve = Image.new("RGB", (900, 500), "white"); pen = ImageDraw.Draw(curve)
+    pen.line([(10 * i, 250 + 200 * np.sin(i / 9)) for i in range(90)], fill="#D55E00", width=3); pen.text((40, 40), "epochs")
+    curve.save(tmp_path / "curve.png"); Image.fromarray(astronaut()).save(tmp_path / "photo.png")
+    for name, kind, off in (("curve.png", "png", 2), ("photo.png", "jpeg", 12)):
+        uri, size = report.inline(tmp_path / name)
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"), float)
+        true = np.asarray(Image.open(tmp_path / name).convert("RGB"), float)
+        assert uri.startswith(f"data:image/{kind};") and size == true.shape[1::-1] and abs(shown - true).mean() < off
+        assert len(uri) < 1.4 * (tmp_path / name).stat().st_size and (kind == "png" or len(uri) < .4 * (tmp_path / name).stat().st_size)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null"])
 def test_damaged_record_is_no_crash(tmp_path, content):
     "A record that was cut off is shown as missing, and the others stay."
