@@ -51,7 +51,7 @@ def discover(folder,  # folder of experiment notebooks
     "All experiment notebooks in the order in which they run, and the names of those that `only` selects."
     paths = sorted(p for p in Path(folder).glob("*.ipynb") if not p.name.startswith((".", "_")))
     if not paths: raise BatchError(f"There is no experiment notebook in {folder}; give their folder with --notebooks, or run from the folder that holds nbs/.")
-    paths.sort(key=lambda p: p.stem.startswith("bench"))
+    paths.sort(key=lambda p: (p.stem.startswith("bench"), not p.stem.startswith(("fig", "image"))))  # figures first, since the studies reuse their runs; timings last, with the machine to themselves
     names = [p.stem for p in paths]
     for pattern in only:
         if not any(fnmatch.fnmatch(n, pattern) for n in names):
