@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'LINES', 'NAMES', 'WARM', 'FEW', 'T975', 'MIN_PAIRS', 'DIVERGED_PSNR', 'RANKING_STEPS', 'RANKING_SIZE',
-           'SCALES', 'style', 'label', 'by_method', 'grid', 'steps_per_epoch', 'undisturbed', 'timed', 'ms_per_step',
-           'spread', 'spread_words', 'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_picture',
-           'crossing', 'at_step', 'paired', 'measure', 'result_table', 'too_short', 'short_note', 'conclude',
-           'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions',
-           'Experiment', 'summary', 'provenance_words']
+           'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'steps_per_epoch', 'undisturbed', 'timed',
+           'ms_per_step', 'spread', 'spread_words', 'titled', 'new_figure', 'show', 'draw', 'convergence',
+           'convergence_by_picture', 'crossing', 'at_step', 'paired', 'measure', 'result_table', 'too_short',
+           'short_note', 'conclude', 'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions',
+           'first_reconstructions', 'Experiment', 'summary', 'provenance_words']
 
 # %% ../nbs/34_figures.ipynb #81710e06
 import io
@@ -430,21 +430,28 @@ def reconstructions(target,  # (H, W, 3) in [0, 1]
                     pictures,  # {label: (H, W, 3)}
                     notes=None,  # {label: text}, printed above the pictures: PSNR, steps
                     title="", zoom=None):  # zoom: pixels a side of the crops (a quarter of the picture)
-    "Target and reconstructions side by side: picture, two crops, error map on a common scale."
+    "Target and reconstructions side by side, in as many blocks as they need: picture, two crops, error map on a common scale."
     target = np.asarray(target); zoom = zoom or max(8, min(target.shape[:2]) // 4)
-    corners, edges = detail_windows(target, zoom), ("#FFD400", "#00E5FF")
+    windows = detail_windows(target, zoom), zoom, ("#FFD400", "#00E5FF")
     errors = {name: error_map(picture, target) for name, picture in pictures.items()}
-    top = max(.02, float(np.percentile(np.concatenate([e.ravel() for e in errors.values()]), 99)))
-    figure, axes = new_figure(4, len(pictures) + 1, (1.85 * (len(pictures) + 1), 7.9))
+    top = max(.02, float(np.median([np.percentile(e, 99) for e in errors.values()])))  # one that went astray does not darken the others
+    blocks = -(-len(pictures) // PER_ROW); wide = -(-len(pictures) // blocks)
+    figure, axes = new_figure(4 * blocks, wide + 1, (1.85 * (wide + 1), .5 + 7.4 * blocks))
     for ax in axes.flat: ax.set_xticks([]); ax.set_yticks([]); ax.grid(False); ax.spines[:].set_visible(False)
-    for place, (name, picture) in enumerate([("target", target), *pictures.items()]):
-        axes[0, place].set_title(f"{name.replace(' ', chr(10), 1)}\n{(notes or {}).get(name, '')}", fontsize=9)
-        _picture(axes[:3, place], np.clip(picture, 0, 1), corners, zoom, edges)
-        if name in errors: shade = axes[3, place].imshow(errors[name], cmap="magma", vmin=0, vmax=top)
-    bar = figure.colorbar(shade, cax=axes[3, 0].inset_axes([.62, .05, .1, .9]))
-    bar.set_label("mean absolute error\n(clipped at the 99th percentile)", fontsize=8, labelpad=-58); bar.ax.tick_params(labelsize=8)
+    for place, (name, picture) in enumerate(pictures.items()):
+        column = axes[place // wide * 4:, place % wide + 1]
+        column[0].set_title(f"{name.replace(' ', chr(10), 1)}\n{(notes or {}).get(name, '')}", fontsize=9)
+        _picture(column, np.clip(picture, 0, 1), *windows)
+        shade = column[3].imshow(errors[name], cmap="magma", vmin=0, vmax=top)
+    for column in (axes[4 * block:, 0] for block in range(blocks)):
+        column[0].set_title("target", fontsize=9)
+        _picture(column, target, *windows)
+        bar = figure.colorbar(shade, cax=column[3].inset_axes([.62, .05, .1, .9]), extend="max")
+        bar.set_label("mean absolute error\n(brightest: more than shown)", fontsize=8, labelpad=-58); bar.ax.tick_params(labelsize=8)
     _title(figure, title)
     return figure
+
+PER_ROW = 7  # reconstructions side by side
 
 def _picture(column, picture, corners, zoom, edges):
     from matplotlib.patches import Rectangle

@@ -344,6 +344,17 @@ def test_reconstruction_windows_do_not_overlap():
     assert all(0 <= v <= 48 for v in (r1, c1, r2, c2))
 
 
+def test_reconstructions_stand_in_blocks_on_one_scale_that_a_failure_does_not_set():
+    "Twelve methods in two rows of six, each with its target; errors of .1 but for one picture that is wrong everywhere. A scale over all pixels' 99th percentile would end at 1."
+    target = np.zeros((32, 32, 3))
+    pictures = {f"M {k}": np.full_like(target, .1) for k in range(11)} | {"lost": np.ones_like(target)}
+    figure = figures.reconstructions(target, pictures)
+    maps = [ax for ax in figure.axes if ax.images and ax.images[0].get_array().ndim == 2]
+    assert len(maps) == 12 and all(ax.images[0].get_clim() == pytest.approx((0, .1)) for ax in maps)
+    titled = [ax.get_title().split("\n")[0] for ax in figure.axes if ax.get_title()]
+    assert titled.count("target") == 2 and titled.count("M") == 11 and "lost" in titled and figure.axes[0].get_gridspec().get_geometry() == (8, 7)
+
+
 def test_error_map_clips_the_prediction_only():
     target = np.zeros((4, 4, 3))
     assert figures.error_map(target + 7, target).max() == 1 and figures.error_map(target - 7, target).max() == 0
