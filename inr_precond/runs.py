@@ -162,7 +162,7 @@ def _check_device(value):
         device = torch.device(value)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise wrong from error
-    if device.type not in DEVICES:
+    if device.type not in DEVICES or str(device) != str(value):  # torch takes 'cuda:300' for 'cuda:44'
         raise wrong
     return str(device)
 

@@ -195,7 +195,7 @@ BAD = [
     ({"options": {"update_every": 3}}, ValueError, "not an option of Adam"), ({"options": {"lr": math.nan}}, ValueError, "lr"), ({"options": {"lr": -1}}, ValueError, "lr"), ({"options": {"lr": [1, {}]}}, TypeError, "lr"), ({"options": [1]}, TypeError, "options"),
     ({"options": {"seed": 1}}, ValueError, "seed"), ({"schedule": "cosin"}, ValueError, "did you mean 'cosine'"), ({"final_lr_factor": 0.1}, ValueError, "constant"), ({"schedule": "exponential", "final_lr_factor": 0}, ValueError, "never reaches"),
     ({"schedule": "cosine", "final_lr_factor": 1.5}, ValueError, "final_lr_factor"), ({"device": "gpu0"}, ValueError, "device"), ({"dtype": "float16"}, ValueError, "dtype"), ({"image": "loin"}, ValueError, "did you mean 'lion'"),
-    ({"device": "meta"}, ValueError, "device is 'meta'.*'cpu', 'cuda'"), ({"device": "hpu:1"}, ValueError, "device is 'hpu:1'"), ({"options": {"maximize": "no"}}, ValueError, "options.*maximize is 'no'"),
+    ({"device": "meta"}, ValueError, "device is 'meta'.*'cpu', 'cuda'"), ({"device": "hpu:1"}, ValueError, "device is 'hpu:1'"), ({"device": "cuda:300"}, ValueError, "device is 'cuda:300'"), ({"device": 0}, ValueError, "device is 0"), ({"options": {"maximize": "no"}}, ValueError, "options.*maximize is 'no'"),
     ({"options": {"nesterov": 1}}, ValueError, "options.*nesterov is 1"), ({"options": {"lr": "fast"}}, ValueError, "options.*lr is 'fast'"), ({"image": 3}, TypeError, "image"), ({"image": ""}, TypeError, "image"), ({"image_size": 1}, ValueError, "image_size"), ({"batch_size": 0}, ValueError, "batch_size"), ({"evaluations": 0}, ValueError, "evaluations"),
 ]  # fmt: skip
 
