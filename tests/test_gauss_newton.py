@@ -2,6 +2,7 @@
 import copy
 import gc
 import io
+import itertools
 import pickle
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inr_precond.curvature import Problem, _why_not, ggn_vp
+from inr_precond.curvature import Problem, _why_not, ggn_vp, hessian
 from inr_precond.inr import INR, GaborLayer, Gaussian, ReLU, Sine
-from inr_precond.optim import GaussNewton
+from inr_precond.optim import Adam, GaussNewton
 from inr_precond.recipes import recipe
 
 F64 = torch.float64
@@ -67,6 +68,81 @@ class Odd(nn.Module):
         h = self.norm(self.conv(x[:, None]).flatten(1))
         h = torch.tanh(F.linear(torch.tanh(self.twice(h)), self.twice.weight))
         return self.head(torch.tanh(F.linear(h, self.called.weight, self.called.bias))) * self.scale
+
+
+# ---------------------------------------------------------------------------------------------- (12) to (14), printed and corrected
+def off(a, b): return ((a - b).norm() / b.norm()).item()
+
+
+def residuals(count, rows=1):
+    "f, its Jacobian, and the Hessians of a sum of squares and of each residual, by autograd."
+    net = INR(2, count, hidden_features=5, num_layers=3, activation=Gaussian(.5), generator=torch.Generator().manual_seed(1), dtype=F64)
+    gen = torch.Generator().manual_seed(2)
+    x, y = torch.rand(rows, 2, generator=gen, dtype=F64), torch.rand(rows, count, generator=gen, dtype=F64)
+    params = tuple(net.parameters())
+    f = (net(x) - y).flatten()
+    J = torch.stack([flat(torch.autograd.grad(c, params, retain_graph=True)) for c in f])
+    return f.detach(), J, hessian(lambda: (net(x) - y).square().sum(), params), [hessian(lambda i=i: (net(x) - y).flatten()[i], params) for i in range(len(f))]
+
+
+@pytest.mark.parametrize("count, rows", [(1, 1), (3, 1), (2, 4)])
+def test_12_the_hessian_of_a_sum_of_squares(count, rows):
+    "The second term without its residuals, or left out."
+    f, J, H, each = residuals(count, rows)
+    second = 2 * sum(r * h for r, h in zip(f, each))
+    assert off(2 * J.T @ J + second, H) < 1e-13
+    assert off(2 * J.T @ J, H) > .01 and off(2 * J.T @ J + 2 * sum(each), H) > .01
+
+
+@pytest.mark.parametrize("count, rows", [(1, 1), (3, 1), (2, 4)])
+def test_13_holds_for_a_single_residual_alone(count, rows):
+    "J_L^T J_L / 2L, as (13) prints it, in place of 2 J_f^T J_f; corrected, the residuals' direction is projected out."
+    f, J, _, _ = residuals(count, rows)
+    JL, L = 2 * f @ J, f @ f
+    printed, gn, corrected = torch.outer(JL, JL) / (2 * L), 2 * J.T @ J, 2 * J.T @ (torch.outer(f, f) / L) @ J
+    assert off(corrected, printed) < 1e-13 and torch.linalg.matrix_rank(printed) == 1
+    assert off(printed, gn) < 1e-13 if len(f) == 1 else off(printed, gn) > .3 and torch.linalg.matrix_rank(gn) > 1
+    parallel = torch.outer(f, torch.linspace(-1, 1, J.shape[1], dtype=F64))     # every column a multiple of f: there it holds for any number of residuals
+    JL = 2 * f @ parallel
+    assert off(torch.outer(JL, JL) / (2 * L), 2 * parallel.T @ parallel) < 1e-13
+
+
+def test_14_what_adam_averages():
+    "Diag(J^T J) of the residuals, as (14) is read, in place of the squared gradient of the mean loss; a batch's mean of squares in place of the square of its mean."
+    prob = problem(rows=8)
+    opt, found = Adam(prob.params, lr=1e-3, betas=(.9, .99)), {"square of the mean": 0., "mean of squares": 0., "Gauss-Newton": 0.}
+    for _ in range(4):
+        each = torch.stack([flat(torch.autograd.grad(Problem(prob.model, prob.inputs[i:i + 1], prob.targets[i:i + 1])(), prob.params)) for i in range(8)])
+        new = each.mean(0).square(), each.square().mean(0), seen(prob.model, prob)
+        found = {name: .99 * v + .01 * s for (name, v), s in zip(found.items(), new)}
+        opt.step(prob)
+    v = flat(opt.state[p]["curvature"] for p in prob.params)
+    assert off(found["square of the mean"], v) < 1e-13
+    assert off(found["mean of squares"], v) > .1 and off(found["Gauss-Newton"], v) > .1
+
+
+@pytest.mark.parametrize("rows, count", [(1, 1), (2, 1), (1, 3)])
+def test_14_up_to_the_residual_for_one_sample_and_one_output(rows, count):
+    "g * g proportional to the Gauss-Newton diagonal for any batch or number of outputs."
+    full = problem(rows=rows); net = INR(2, count, hidden_features=6, num_layers=3, activation=Gaussian(.4), generator=torch.Generator().manual_seed(4), dtype=F64)
+    prob = Problem(net, full.inputs, full.targets[:, :count])
+    gn, g = seen(net, prob), flat(torch.autograd.grad(prob(), prob.params))
+    spread = off(g.square(), 2 * prob().item() * gn)                            # 2 r^2 times the diagonal 2 (df)^2
+    assert spread < 1e-13 if rows * count == 1 else spread > .1
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_14_corrected_is_mean_and_variance(batch):
+    "The variance over B for draws without replacement, too large by (n - 1) / (n - B); every batch of 8 samples is enumerated, so nothing is left to chance."
+    prob = problem(rows=8)
+    each = torch.stack([flat(torch.autograd.grad(Problem(prob.model, prob.inputs[i:i + 1], prob.targets[i:i + 1])(), prob.params)) for i in range(8)])
+    mean, variance = each.mean(0), each.var(0, unbiased=False)
+    without = torch.stack([each[list(rows)].mean(0).square() for rows in itertools.combinations(range(8), batch)]).mean(0)
+    assert off(without, mean**2 + variance / batch * (8 - batch) / 7) < 1e-13
+    assert off(without, mean**2 + variance / batch) < 1e-13 if batch == 1 else off(without, mean**2 + variance / batch) > .02
+    if batch == 3:
+        independent = torch.stack([each[list(rows)].mean(0).square() for rows in itertools.product(range(8), repeat=3)]).mean(0)
+        assert off(independent, mean**2 + variance / 3) < 1e-13 and off(independent, mean**2) > .1
 
 
 # ---------------------------------------------------------------------------------------------- the diagonal

@@ -76,6 +76,24 @@ def test_exact_factors_are_the_exact_block_of_linear_least_squares(bias):
     assert relative(torch.kron(found["empirical"][1], found["empirical"][0]), G) > .3
 
 
+@pytest.mark.parametrize("loss", ["mse", "bce"])
+@pytest.mark.parametrize("rows", [1, 7, 32])
+def test_the_empirical_output_factor_is_made_of_gradients_per_sample(rows, loss):
+    "The delta of the mean loss, 1/B of its sample's: S is 1/B^2 of what it should be; or B where B^2 belongs, which only a batch of one forgives."
+    prob = problem(rows=rows, loss=loss)
+    opt = KFAC(prob.model, lr=0.); opt.step(prob)
+    layers, criterion = prob.model.layers, {"mse": lambda o, t: (o - t).square().mean(), "bce": nn.functional.binary_cross_entropy_with_logits}[loss]
+    moments = [0.] * len(layers)
+    for x, y in zip(prob.inputs, prob.targets):         # one sample's own loss, and its gradient in z = W phi + b
+        h, z = x, []
+        for k, layer in enumerate(layers):
+            z.append(layer(h)); h = prob.model.activation(z[-1]) if k < len(layers) - 1 else z[-1]
+        moments = [M + torch.outer(d, d) / rows for M, d in zip(moments, torch.autograd.grad(criterion(h, y), z))]
+    for (_, S), M in zip(opt.factors().values(), moments, strict=True):
+        torch.testing.assert_close(S, M, rtol=1e-10, atol=1e-16)
+        if rows > 1: assert relative(S / rows, M) > .8 and relative(S / rows**2, M) > .97
+
+
 def test_exact_kfac_is_the_gauss_newton_step_of_linear_least_squares():
     "A transposed or misplaced inverse, a bias left out, a factor of B or C: one step with rate 1 lands on the solution only if all is right."
     prob = linear_problem(bias=True)
