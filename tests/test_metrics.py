@@ -7,10 +7,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import trimesh
 
 from inr_precond import metrics
 from inr_precond.data.images import data_root, load_image
-from inr_precond.metrics import lpips, lpips_weights, mse, psnr, ssim
+from inr_precond.data.shapes import Shape
+from inr_precond.metrics import iou, lpips, lpips_weights, mse, psnr, ssim, surface_distances
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a mistyped INR_PRECOND_DATA has a test of its own
@@ -212,3 +214,85 @@ def test_import_is_light():
     "lpips, torchvision and scikit-image cost seconds and are imported when a metric needs them."
     code = "import sys, inr_precond.metrics; assert not {'lpips', 'torchvision', 'skimage', 'scipy', 'PIL', 'matplotlib', 'pandas'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------
+
+def surface(vertices, faces, **frame): return Shape(np.asarray(vertices), np.asarray(faces), "test", **{"centre": (0., 0., 0.), "scale": 1., **frame})
+
+
+def sphere(radius): return (lambda m: surface(m.vertices, m.faces))(trimesh.creation.icosphere(4, radius))
+
+
+def plane(width, z): return surface([[0., 0, z], [width, 0, z], [width, 1, z], [0, 1, z]], [[0, 1, 2], [0, 2, 3]])
+
+
+@pytest.mark.parametrize("convert", [torch.as_tensor, np.asarray, list])
+def test_iou_by_hand(convert):
+    "Accuracy, a threshold of one half or at or above 0, and an inverted sign give other numbers."
+    logits, labels = [2., .1, -.1, -3., 0., 5.], [1, 1, 1, 0, 1, 0]
+    assert iou(convert(logits), convert(labels)) == 2 / 5
+    assert iou(convert([-v for v in logits]), convert(labels)) == 1 / 5
+
+
+def test_iou_of_shapes_shifted_by_half():
+    "Two boxes that share half of each: one third."
+    x = np.random.default_rng(0).uniform(0, 3, 200_000)
+    assert abs(iou(1 - np.abs(x - 1), (x > 1) & (x < 3)) - 1 / 3) < .005
+
+
+def test_iou_ignores_shape_and_is_defined_for_empty_sets():
+    assert iou(-torch.ones(3, 1), torch.zeros(3, dtype=torch.uint8)) == 1 and iou(torch.ones(3), torch.zeros(3)) == 0 and iou(-torch.ones(3), torch.ones(3)) == 0
+
+
+@pytest.mark.parametrize("logits,labels,words", [([1.], [2], "1 for inside"), ([1.], [.5], "1 for inside"), ([1., 2.], [1], "same shape"), ([np.nan], [1], "NaN"), ([], [], "no values")])
+def test_iou_of_bad_input(logits, labels, words):
+    with pytest.raises(ValueError) as e: iou(logits, labels)
+    assert words in one_sentence(e)
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_distances_of_concentric_spheres(swap):
+    "Squared distances (.01), a sum of the two directions (.2), and nearest vertices or samples instead of triangles all differ."
+    a, b = (sphere(.6), sphere(.5)) if swap else (sphere(.5), sphere(.6))
+    d = surface_distances(a, b, .05, 5_000)
+    assert abs(d.chamfer - .1) < 1e-3 and d.fscore == d.precision == d.recall == 0 and d.normal_consistency > .99
+    assert surface_distances(a, b, .102, 5_000).fscore == 1
+
+
+def test_distances_of_shifted_planes():
+    d = surface_distances(plane(1., .03), plane(1., 0.), .02, 2_000)
+    assert math.isclose(d.chamfer, .03, rel_tol=1e-9) and d.fscore == 0 and math.isclose(d.normal_consistency, 1)
+    assert surface_distances(plane(1., .03), plane(1., 0.), .031, 2_000).fscore == 1
+
+
+def test_precision_is_the_reconstructions_and_recall_the_originals():
+    d = surface_distances(plane(.5, 0.), plane(1., 0.), 1e-6, 20_000)
+    assert d.precision == 1 and abs(d.recall - .5) < .02 and abs(d.fscore - 2 / 3) < .02 and abs(d.chamfer - 1 / 16) < .003
+    assert surface_distances(plane(1., 0.), plane(.5, 0.), 1e-6, 2_000).recall == 1
+
+
+def test_normals_at_right_angles_and_turned_round():
+    "Orientation does not count, direction does."
+    standing = surface([[0., .5, -.01], [1, .5, -.01], [1, .5, .01], [0, .5, .01]], [[0, 1, 2], [0, 2, 3]])
+    assert surface_distances(standing, plane(1., 0.), .01, 1_000).normal_consistency < 1e-6
+    turned = surface(plane(1., 0.).vertices, plane(1., 0.).faces[:, ::-1])
+    assert surface_distances(turned, plane(1., 0.), .01, 1_000).normal_consistency == pytest.approx(1)
+
+
+def test_a_surface_and_itself_and_the_originals_units():
+    "The same surface has no distance; the frame of a reconstruction of its own does not matter, the original's does."
+    a = sphere(.5)
+    same = surface_distances(a, a, 1e-6, 3_000)
+    assert same.chamfer < 1e-7 and same.fscore == 1
+    other_frame = surface(sphere(.6).vertices, sphere(.6).faces, scale=7.)
+    assert abs(surface_distances(other_frame, a, .05, 3_000).chamfer - .1) < 1e-3
+    scaled = surface(a.vertices, a.faces, scale=2.)
+    assert abs(surface_distances(sphere(.6), scaled, .05, 3_000).chamfer - .2) < 2e-3
+    assert surface_distances(sphere(.6), a, samples=500) == surface_distances(sphere(.6), a, samples=500) != surface_distances(sphere(.6), a, samples=500, seed=1)
+
+
+@pytest.mark.parametrize("options", [dict(threshold=0), dict(threshold=math.inf), dict(samples=0), dict(samples=1.5)])
+def test_bad_settings_of_surface_distances(options):
+    with pytest.raises(ValueError) as e: surface_distances(sphere(.5), sphere(.6), **options)
+    assert next(iter(options)) in one_sentence(e)

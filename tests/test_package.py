@@ -20,7 +20,8 @@ PUBLIC = {
     "optim": "SGD Adam GaussNewton ESGD AdaHessian Shampoo KFAC LBFGS",
     "recipes": "recipe recipes",
     "data.images": "load_image default_image image_names data_root ImageData",
-    "metrics": "mse psnr ssim lpips",
+    "data.shapes": "Shape load_shape default_shape shape_names inside sample_points Sampling PointSet extract_shape save_mesh render compare turntable",
+    "metrics": "mse psnr ssim lpips iou surface_distances",
     "train": "Trainer ImageTask configure_process",
     "runs": "RunConfig run sweep Run active record recorded",
     "figures": "Experiment",
@@ -56,7 +57,7 @@ print("loaded", len({MODULES!r}))
 
 def test_import_loads_nothing_heavy():
     "Pictures, tables and LPIPS are loaded where they are used: at import they would cost every user seconds."
-    heavy = ["matplotlib", "pandas", "skimage", "lpips", "torchvision", "trimesh", "tensorboard"]
+    heavy = ["matplotlib", "pandas", "skimage", "lpips", "torchvision", "trimesh", "igl", "embreex", "tensorboard"]
     code = f"import sys, importlib\nfor m in {MODULES!r}: importlib.import_module(m)\nprint([h for h in {heavy!r} if h in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
