@@ -300,7 +300,7 @@ def test_run_has_what_the_figures_need(finished):
     target = runs.image_data(config.image, 33).pixels.numpy()
     assert done.prediction().shape == (33, 33, 3) and done.prediction().dtype == np.float32 and np.mean((done.prediction() - target) ** 2) == pytest.approx(done.final["mse"], rel=1e-2)
     assert done.ms_per_step > 0 and done.state_floats_per_parameter == 2
-    assert sorted(p.name for p in done.folder.iterdir()) == sorted([*RESULTS, "metrics.json"])
+    assert sorted(p.name for p in done.folder.iterdir()) == sorted([*RESULTS["image"], "metrics.json"])
 
 
 def test_provenance_names_no_folder_and_no_host(finished, image):
@@ -352,7 +352,7 @@ def forge(folder):
     (folder / "metrics.json").write_text(json.dumps({**summary, "digest": runs._digest(summary)}))
 
 
-DAMAGE = {**{f"{name} missing": drop(name) for name in RESULTS}, **{f"{name} truncated": halve(name) for name in (*RESULTS, "metrics.json")}, "metrics altered": flatter, "another config": forge,
+DAMAGE = {**{f"{name} missing": drop(name) for name in RESULTS["image"]}, **{f"{name} truncated": halve(name) for name in (*RESULTS["image"], "metrics.json")}, "metrics altered": flatter, "another config": forge,
           "metrics empty": lambda f: (f / "metrics.json").write_bytes(b""), "metrics a list": lambda f: (f / "metrics.json").write_text("[]"), "digits in the curve": lambda f: (f / "curve.csv").write_bytes((f / "curve.csv").read_bytes().replace(b"1", b"2"))}  # fmt: skip
 
 
@@ -597,7 +597,7 @@ def test_progress_and_active(small, tmp_path):
     seen = []
     run(small(), tmp_path, progress=lambda state: seen.append((state, active(tmp_path))))
     state, listed = seen[-1]
-    assert listed == [state] and {"key", "label", "step", "steps", "loss", "psnr", "seconds", "eta_s", "pid"} <= set(state) and state["step"] == 60
+    assert listed == [state] and {"key", "label", "step", "steps", "loss", "level", "value", "seconds", "eta_s", "pid"} <= set(state) and state["step"] == 60
     assert active(tmp_path) == [] == active(tmp_path / "missing")
     (tmp_path / small().key / "progress.json").write_text(json.dumps(state))  # left by a process that was killed
     assert active(tmp_path) == []
@@ -819,7 +819,7 @@ def test_an_empty_sweep():
 
 # --- display
 
-STATE = {"key": "a", "label": "lion gaussian adam/released s0", "step": 320, "steps": 7680, "loss": 0.0123, "psnr": 19.1, "seconds": 3.0, "eta_s": 69.0, "pid": 1}
+STATE = {"key": "a", "label": "lion gaussian adam/released s0", "step": 320, "steps": 7680, "loss": 0.0123, "level": "psnr", "value": 19.1, "seconds": 3.0, "eta_s": 69.0, "pid": 1}
 
 
 def shown(config, mode):

@@ -562,7 +562,7 @@ def test_progress_tells_the_end_and_not_every_block(monkeypatch):
     states = []
     small(steps=200, progress=states.append).train()
     assert states[-1]["step"] == states[-1]["steps"] == 200 and states[-1]["eta_s"] == 0 and len(states) < 20
-    assert set(states[-1]) == {"step", "steps", "loss", "psnr", "seconds", "eta_s"}
+    assert set(states[-1]) == {"step", "steps", "loss", "level", "value", "seconds", "eta_s"}
 
 
 def test_float64_losses_are_kept_in_float64():
