@@ -79,8 +79,8 @@ def shorten(cell):
 def better(column):  # a column's name
     "+1 where higher is better, -1 where lower is, 0 where the column is not a competition."
     name = column.lower()
-    if any(word in name for word in ("minus", "difference", "ratio", "target psnr")): return 0
-    if any(word in name for word in ("steps to", "seconds to", "ms a step", "ms per step", "lpips", "mse", "chamfer")): return -1
+    if any(word in name for word in ("minus", "difference", "ratio", "target psnr", "target bce", "ln(")): return 0
+    if any(word in name for word in ("steps to", "seconds to", "ms a step", "ms per step", "lpips", "mse", "bce", "chamfer")): return -1
     return 1 if any(word in name for word in ("psnr", "ssim", "iou")) else 0
 
 def _silenced(rows, note):  # rows whose first cell is a method

@@ -16,7 +16,7 @@ def make_run(recipe="adam/released", seed=0, start=15.0, slope=0.002, steps=8000
     evals = pd.DataFrame({"step": step, "seconds": step * ms / 1e3, "cpu_seconds": step * ms / 1e3, "mse": 10 ** (-psnr / 10), "psnr": psnr})
     fine = np.linspace(80, steps, 100).astype(int)
     curve = pd.DataFrame({"step": fine, "seconds": fine * ms / 1e3, "loss": 10 ** (-(start + slope * fine) / 10)})
-    config = SimpleNamespace(recipe=recipe, options=options, seed=seed, image=image, image_size=size, batch_size=512, steps=steps, schedule=schedule, final_lr_factor=final_lr_factor)
+    config = SimpleNamespace(task="image", signal=image, recipe=recipe, options=options, seed=seed, image=image, image_size=size, batch_size=512, steps=steps, schedule=schedule, final_lr_factor=final_lr_factor)
     final = {"psnr": psnr[-1], "ssim": 0.9, "lpips": None, "mse": 10 ** (-psnr[-1] / 10), "best_psnr": psnr.max()}
     return SimpleNamespace(config=config, key=f"{recipe}-{image}-{seed}", folder=None, status=status, diverged_at=None, curve=curve, evals=evals, final=final,
                            ms_per_step=ms, state_floats_per_parameter=2.0, metrics_sha256="0" * 64, recorded=False,

@@ -200,7 +200,7 @@ def test_bootstrap_of_little():
 def line(name, seed, rate, status="finished", steps=100, ms=10.0, recipe="adam/released", image="astronaut"):
     "A run whose PSNR rises linearly, `rate` dB a step."
     at = np.arange(10, steps + 1, 10)
-    config = SimpleNamespace(recipe=recipe, options={}, image=image, seed=seed, steps=steps, image_size=256)
+    config = SimpleNamespace(task="image", signal=image, recipe=recipe, options={}, image=image, seed=seed, steps=steps, image_size=256)
     final = {"psnr": rate * steps if status == "finished" else None, "best_psnr": rate * steps, "mse": 1e-2}
     return SimpleNamespace(config=config, status=status, diverged_at=None if status == "finished" else 55, ms_per_step=ms, state_floats_per_parameter=2.0, final=final, evals=pd.DataFrame({"step": at, "seconds": at * ms / 1000, "psnr": rate * at.astype(float)}),
                            provenance={"cpu": "some", "torch": "2", "finished": "2026-01-01", "git_commit": None})
