@@ -22,7 +22,7 @@ import numpy as np
 
 import inr_precond
 from . import figures, runs
-from .claims import DIVERGED_PSNR
+from .figures import DIVERGED_PSNR
 from .recipes import recipe
 from .runs import Options, RunConfig, canonical_json
 from .train import write_atomically

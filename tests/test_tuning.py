@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from inr_precond import claims, runs, tuning
+from inr_precond import claims, figures, runs, tuning
 from inr_precond.tuning import Contestant, Plan, bootstrap, budget_of, config_of, digest, race_rows, speedups, spent, steps_for, tune
 
 PAIRS = (("astronaut", 0), ("astronaut", 1))
@@ -64,7 +64,7 @@ def test_a_diverged_trial_never_wins_and_ties_go_to_the_first():
     assert tune(plan, objective(0.5, fail=(0.5,))).chosen["A"]["lr"] in (0.25, 1.0)
     flat = lambda configs: [SimpleNamespace(status="finished", final={"psnr": 20.0}) for _ in configs]
     assert tune(plan, flat).chosen["A"] == contestant().candidates()[0]
-    assert tuning.score(SimpleNamespace(status="diverged", final={"psnr": 31.0})) == tuning.score(SimpleNamespace(status="finished", final={"psnr": None})) == claims.DIVERGED_PSNR
+    assert tuning.score(SimpleNamespace(status="diverged", final={"psnr": 31.0})) == tuning.score(SimpleNamespace(status="finished", final={"psnr": None})) == figures.DIVERGED_PSNR
 
 
 def test_it_spends_the_stated_budget_and_the_same_for_everyone():
@@ -267,7 +267,7 @@ def test_a_contestant_whose_every_trial_diverged_is_told():
     told = tuning.at_the_edge(tune(plan, lost))
     assert len(told) == 2 and all("every trial of the last rung diverged" in t for t in told)
     assert not any("diverged" in t for t in tuning.at_the_edge(tune(plan, objective(0.5, fail=(0.5,)))))
-    assert tuning.score(SimpleNamespace(status="finished", final={"psnr": float("nan")})) == claims.DIVERGED_PSNR
+    assert tuning.score(SimpleNamespace(status="finished", final={"psnr": float("nan")})) == figures.DIVERGED_PSNR
 
 
 def test_the_record_reads_back_and_refuses_what_was_altered(tmp_path):
