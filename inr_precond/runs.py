@@ -528,9 +528,8 @@ class Run:
         return model
 
     def __repr__(self):
-        level = TASK_CLASSES[self.config.task].level
-        reached = "" if self.final[level] is None else f", {level_text(level, self.final[level])}"
-        return f"Run({self.key}, {self.status}{'' if self.diverged_at is None else f' at step {self.diverged_at}'}{reached})"
+        level, at = TASK_CLASSES[self.config.task].level, "" if self.diverged_at is None else f" at step {self.diverged_at}"
+        return f"Run({self.key}, {self.status}{at}{'' if self.final[level] is None else ', ' + level_text(level, self.final[level])})"
 
 # %% ../nbs/31_runs.ipynb #fed42555
 def processor() -> str:
@@ -584,7 +583,7 @@ def _csv(header, rows) -> bytes:
 def _json_bytes(value) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
-
+# %% ../nbs/31_runs.ipynb #d6b5a400
 def final_metrics(
     history,  # of the training
     prediction: torch.Tensor,  # (H, W, 3), unclipped

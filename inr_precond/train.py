@@ -131,8 +131,7 @@ class ImageTask:
 class OccupancyTask:
     "Fit an occupancy field: mini-batches of (point, inside) pairs, drawn on the device in blocks without replacement, and an evaluation on points of its own."
 
-    loss, columns, level = "bce", ("bce", "iou", "iou_surface"), "iou"
-    LONGEST = 64  # points of a block
+    loss, columns, level, LONGEST = "bce", ("bce", "iou", "iou_surface"), "iou", 64  # the last: points of a block, at most
 
     def __init__(
         self,
