@@ -29,3 +29,18 @@ def pytest_collection_modifyitems(config, items):
 def repository():
     "The root of the repository."
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    "An empty working directory and no INR_PRECOND_DATA."
+    monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def alone(no_data, monkeypatch):
+    "The same, and no proxy: for scripts that talk to a server of the test's own."
+    for name in [n for n in os.environ if n.lower().endswith("_proxy")]: monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")

@@ -17,12 +17,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "data_scripts"
 CROPS = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    "No proxy, no data folder, an empty working directory."
-    for name in [n for n in os.environ if n.lower().endswith("_proxy")] + ["INR_PRECOND_DATA"]: monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture

@@ -30,12 +30,7 @@ def tar(**members):
 ARMADILLO, DRAGON = gzip.compress(PLY), tar(dragon_vrip_res4=b"ply\nsmall", dragon_vrip=PLY)
 
 
-@pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    "No proxy, no data folder, an empty working directory."
-    for name in [n for n in os.environ if n.lower().endswith("_proxy")] + ["INR_PRECOND_DATA"]: monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 @pytest.fixture

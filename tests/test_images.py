@@ -15,14 +15,6 @@ from inr_precond.data.images import DIV2K, ImageData, data_root, default_image, 
 
 
 @pytest.fixture
-def no_data(tmp_path, monkeypatch):
-    "An empty working directory and no INR_PRECOND_DATA."
-    monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def photo():
     return np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
 

@@ -59,14 +59,6 @@ def one_sentence(error):
     return text
 
 
-@pytest.fixture
-def no_data(tmp_path, monkeypatch):
-    "An empty working directory and no INR_PRECOND_DATA."
-    monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 # --- labels ------------------------------------------------------------------------------------------------------
 
 def box_distance(x): return (np.array([.9, .5, .3]) - np.abs(x)).min(1)
