@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'LINES', 'NAMES', 'WARM', 'DIVERGED_PSNR', 'MEASURES', 'FEW', 'T975', 'MIN_PAIRS', 'RANKING_STEPS',
-           'RANKING_SIZE', 'RANKING', 'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'shape_grid',
-           'steps_per_epoch', 'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread', 'spread_words',
-           'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing', 'at_step',
-           'paired', 'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude',
-           'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions',
-           'Experiment', 'summary', 'provenance_words']
+           'RANKING_SIZE', 'RANKING', 'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'steps_per_epoch',
+           'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread', 'spread_words', 'titled',
+           'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing', 'at_step', 'paired',
+           'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude', 'conclude_speed',
+           'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions', 'Experiment',
+           'summary', 'provenance_words']
 
 # %% ../nbs/34_figures.ipynb #81710e06
 import io
@@ -70,14 +70,6 @@ def grid(methods,  # dicts with recipe, steps and perhaps options
     from inr_precond.runs import RunConfig
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     return [RunConfig(**{**common, **method, "image": image, "seed": seed}) for method in methods for image in images for seed in seeds]
-
-# %% ../nbs/34_figures.ipynb #0251bcbd
-def shape_grid(methods,  # dicts with recipe, steps and perhaps options
-               pairs,  # [(shape's name or path, seed)]
-               **common):  # RunConfig fields that all runs share
-    "The RunConfigs of every method x pair, methods first."
-    from inr_precond.runs import RunConfig
-    return [RunConfig(**{**common, **method, "shape": shape, "seed": seed}) for method in methods for shape, seed in pairs]
 
 # %% ../nbs/34_figures.ipynb #e5b7be6c
 def steps_per_epoch(config):  # a RunConfig

@@ -50,7 +50,7 @@ from .data.images import image_names, load_image
 from .data.shapes import Sampling, load_shape, sample_points, shape_names
 from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet
 from .recipes import recipe, recipes
-from .train import SCHEDULES, BadCheckpoint, ImageTask, OccupancyTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
+from .train import SCHEDULES, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
 # %% ../nbs/31_runs.ipynb #14ee0229
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
@@ -201,6 +201,8 @@ def _check_own_parameters(config):
             raise ValueError(f"{name} is {getattr(config, name)!r} and activation {config.activation!r} has no {name}; leave it None{', or set ' + ' and '.join(own) if own else ''}.")
     if config.final_lr_factor is not None and SCHEDULES[config.schedule] is None:
         raise ValueError(f"final_lr_factor is {config.final_lr_factor!r} and the schedule {config.schedule!r} has none; leave it None, or choose 'cosine' or 'exponential'.")
+    if config.step_mode == "graph" and (torch.device(config.device).type != "cuda" or not getattr(recipe(config.recipe).optimizer, "recordable", False)):
+        raise ValueError(f"step_mode is 'graph', device {config.device!r} and recipe {config.recipe!r}; CUDA graphs need device='cuda' and a recipe of SGD, Adam, ESGD or AdaHessian: leave step_mode 'eager' for others.")
     if config.final_lr_factor == 0 and config.schedule == "exponential":
         raise ValueError("final_lr_factor is 0, which an exponential never reaches; a number above 0, up to 1, is accepted.")
 
@@ -308,7 +310,7 @@ def _explicit(config):
     defaults = {k: p.default for k, p in inspect.signature(chosen.optimizer).parameters.items() if p.default is not p.empty and k != "seed"}
     options = {k: v for k, v in {**defaults, **chosen.options, **config.options}.items() if v or v != defaults.get(k)}
     values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
-    return {k: v for k, v in values.items() if v is not None}
+    return {k: v for k, v in values.items() if v is not None and (k, v) != ("step_mode", "eager")}  # as before there was another mode
 
 # %% ../nbs/31_runs.ipynb #c02ffe7c
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -339,9 +341,10 @@ class RunConfig(Identity):
     evaluations: int = 12  # of the whole image or of a shape's evaluation points, at most
     device: str = "cpu"
     dtype: str = "float32"
+    step_mode: str = "eager"  # "graph": the step as CUDA graphs
 
     def __post_init__(self):
-        for name, known in [("task", TASKS), ("activation", ACTIVATIONS), ("recipe", recipes()), ("schedule", SCHEDULES), ("dtype", DTYPES)]:
+        for name, known in [("task", TASKS), ("activation", ACTIVATIONS), ("recipe", recipes()), ("schedule", SCHEDULES), ("dtype", DTYPES), ("step_mode", STEP_MODES)]:
             _one_of(name, getattr(self, name), known)
         for name, default in TASKS[self.task].items():
             if getattr(self, name) is None:
@@ -416,7 +419,7 @@ def trainer(
     model, task = network(config), task_of(config, cache)
     optimizer = recipe(config.recipe).build(model, seed=stream_seed(config.seed, "probes"), **config.options)
     batches = stream(config.seed, "batches", config.device)
-    return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, **options)
+    return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, step_mode=config.step_mode, **options)
 
 # %% ../nbs/31_runs.ipynb #b24064de
 TASK_CLASSES = {"image": ImageTask, "occupancy": OccupancyTask}

@@ -14,7 +14,7 @@ class AdaHessian(Diagonal):
     """AdaHessian (Yao et al. 2021; Algorithm 3, (7)-(9)): Adam's momentum over a diagonal made of v * Hv, Rademacher v.
 
     ValueError for an option outside its range, RuntimeError where the model cannot be differentiated twice."""
-    uses_hvp = True
+    uses_hvp = recordable = True
     choices = {"estimator": ("jacobi", "equilibration", "root-abs")}
 
     def __init__(self,
@@ -42,8 +42,8 @@ class AdaHessian(Diagonal):
         if estimator == "root-abs": torch._foreach_add_(d, torch._foreach_abs(clock.hvps), alpha=1 - beta)
         else: torch._foreach_addcmul_(d, clock.probes if estimator == "jacobi" else clock.hvps, clock.hvps, value=1 - beta)
 
-    def diagonal(self, clock, k, t, out=None):
-        d, correction, eps, power = self.curvature(clock), 1 - clock.group["betas"][1] ** k, clock.group["eps"], clock.group["power"]
+    def diagonal(self, clock, number, out=None):
+        d, correction, eps, power = self.curvature(clock), number(lambda k, t: 1 - clock.group["betas"][1] ** k), clock.group["eps"], clock.group["power"]
         P = torch._foreach_div(torch._foreach_abs(d), correction) if clock.group["estimator"] == "jacobi" else root_mean(d, correction, 0., out)
         if power != 1: torch._foreach_pow_(P, power)
         torch._foreach_add_(P, eps)

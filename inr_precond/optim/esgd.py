@@ -8,7 +8,7 @@ __all__ = ['updates_made', 'hidden_multiplier', 'ESGD']
 # %% ../../nbs/11_esgd.ipynb #7f27832d
 import math
 import torch
-from .base import SHARED, Diagonal, root_mean
+from .base import SHARED, Diagonal, kept, root_mean
 
 # %% ../../nbs/11_esgd.ipynb #046a529a
 def updates_made(step: int, warmup: int = 50, update_every: int = 100) -> int:   # k, counted through this step
@@ -25,7 +25,7 @@ class ESGD(Diagonal):
     """Equilibrated SGD (Dauphin et al. 2015; Algorithm 2, corrected): P = sqrt(mean of (Hv)^2) + eps, Rademacher v.
 
     ValueError for an option outside its range, RuntimeError where a Hessian-vector product is due but the model cannot be differentiated twice."""
-    uses_hvp = True
+    uses_hvp = recordable = True
     choices = {"accumulate": ("ema", "mean", "max"), "bias_correction": ("updates", "steps")}
 
     def __init__(self,
@@ -62,13 +62,13 @@ class ESGD(Diagonal):
         n, beta = (k if clock.group["bias_correction"] == "updates" else t), clock.group["betas"][1]
         return {"ema": 1 - beta ** n, "mean": n, "max": 1.}[clock.group["accumulate"]]
 
-    def diagonal(self, clock, k, t, out=None): return root_mean(self.curvature(clock), self._correction(clock, k, t), clock.group["eps"], out)
+    def diagonal(self, clock, number, out=None): return root_mean(self.curvature(clock), number(lambda k, t: self._correction(clock, k, t)), clock.group["eps"], out)
 
     def _diagonal(self, clock):
         "P of this step. Where only its correction moves, the root is kept from one update to the next: a pass less over the parameters."
         if not self.moving(clock): clock.root = None; return super()._diagonal(clock)
-        if clock.stale or clock.root is None: clock.root = torch._foreach_sqrt(self.curvature(clock))
-        c, old = math.sqrt(self._correction(clock, clock.k + clock.due, clock.t + 1)), clock.preconditioner
+        if clock.stale or clock.root is None: clock.root = kept(clock, clock.root, torch._foreach_sqrt(self.curvature(clock)))
+        c, old = clock.number(lambda: math.sqrt(self._correction(clock, clock.k + clock.due, clock.t + 1))), clock.preconditioner
         P = [torch.div(r, c, out=p) for r, p in zip(clock.root, old)] if old else torch._foreach_div(clock.root, c)
         torch._foreach_add_(P, clock.group["eps"])
         clock.preconditioner, clock.stale = P, False

@@ -105,8 +105,8 @@ def update_curvature(self, clock):
     torch._foreach_lerp_(self.curvature(clock), list(self._squares(clock)), 1 - clock.group["betas"][1])
 
 @patch_to(GaussNewton)
-def diagonal(self, clock, k, t, out=None):
-    P = torch._foreach_div(self.curvature(clock), 1 - clock.group["betas"][1] ** k)
+def diagonal(self, clock, number, out=None):
+    P = torch._foreach_div(self.curvature(clock), number(lambda k, t: 1 - clock.group["betas"][1] ** k))
     if clock.group["damping"]: torch._foreach_add_(P, clock.group["damping"])
     else:
         for p in P: p.clamp_min_(torch.finfo(p.dtype).tiny)

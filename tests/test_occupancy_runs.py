@@ -1,0 +1,72 @@
+"The plan of the runs on shapes, and from which step on an order is settled."
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inr_precond import figures, occupancy
+from inr_precond.runs import RunConfig
+
+
+def made(recipe, seed, values, shape="trefoil", status="finished"):
+    "A stand-in for a run with these BCEs at steps 100, 200, ..."
+    steps = [100 * (k + 1) for k in range(len(values))]
+    config = RunConfig(task="occupancy", shape=shape, recipe=recipe, steps=steps[-1], seed=seed)
+    return SimpleNamespace(config=config, status=status, evals=pd.DataFrame({"step": steps, "bce": values}))
+
+
+@given(st.lists(st.lists(st.sampled_from([0.1, 0.2, 0.4]), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_settled_is_the_first_step_from_which_on_all_pairs_agree(values):
+    "Catches a step after which the order still changes, a tie that counts as an order, and pairs that agree only in their mean."
+    groups = {"Adam": [made("adam/released", k, [0.2] * 4) for k in range(len(values))], "SGD": [made("sgd/released", k, v) for k, v in enumerate(values)]}
+    found = occupancy.settled(occupancy.differences(groups))
+    expected = math.nan
+    for first in reversed(range(4)):
+        signs = {(v > 0.2) - (v < 0.2) for row in values for v in row[first:]}
+        if signs in ({1}, {-1}):
+            expected = 100 * (first + 1)
+    assert found == expected or math.isnan(found) and math.isnan(expected)
+
+
+def test_differences_are_those_of_the_tables_at_the_end():
+    "Catches another sign, another reference, or pairs that are not of one shape and seed."
+    groups = {"Adam": [made("adam/released", 0, [0.6, 0.3]), made("adam/released", 1, [0.6, 0.2], "armadillo")], "SGD": [made("sgd/released", 1, [0.6, 0.4], "armadillo"), made("sgd/released", 0, [0.6, 0.1]), made("sgd/released", 7, [0.1, 0.1])]}
+    rows = occupancy.differences(groups)
+    assert [(r.seed, r.step, pytest.approx(r.difference)) for r in rows.itertuples()] == [(1, 100, 0.0), (1, 200, math.log(0.2 / 0.4)), (0, 100, 0.0), (0, 200, math.log(3))]
+
+
+def test_a_shorter_or_diverged_run_is_compared_where_it_can_be():
+    "Catches a method with a third of the steps that is held against the end of a longer run, and a diverged run that is left out, which would reward it."
+    groups = {"Adam": [made("adam/released", 0, [0.5, 0.4, 0.3])], "SGD": [made("sgd/released", 0, [0.6])], "ESGD mended": [made("esgd/mended", 0, [0.1, 0.1, 0.1], status="diverged")]}
+    rows = occupancy.differences(groups)
+    assert list(rows[rows.method == "SGD"]["step"]) == [100]
+    assert list(rows[rows.method == "ESGD mended"]["difference"] < 0) == [True] * 3
+    assert occupancy.order_table({"Adam": groups["Adam"]}).empty
+    assert len(occupancy.order_figure({"Adam": groups["Adam"]}, "alone").axes) == 1
+
+
+def test_the_notebooks_share_their_runs():
+    "Catches a plan in which Figure 4 trains what Figure 6 has, under another name, and two pairs with one seed."
+    pairs = occupancy.pairs_of("laptop", list(occupancy.PAPER))
+    six = set(occupancy.configs("laptop", occupancy.COSTS, pairs))
+    assert set(occupancy.configs("laptop", ("adam/released", "sgd/released"), pairs[:5])) < six and len(six) == len(occupancy.COSTS) * len(pairs)
+    assert len({seed for _, seed in pairs}) == len(pairs)
+    assert [c.steps for c in occupancy.configs("laptop", ("adam/released", "adahessian-e/released"), pairs[:1])] == [occupancy.SETTINGS["laptop"].steps, occupancy.SETTINGS["laptop"].steps // 3]
+
+
+def test_quick_leaves_out_what_is_expensive_and_full_is_the_papers():
+    "Catches a method of three times the cost in a batch of minutes, and a full scale that is not 120,000 steps of 50,000 points."
+    assert {c.recipe for c in occupancy.configs("quick", occupancy.COSTS, [("trefoil", 0)])} == set(occupancy.CHEAP)
+    assert {(c.steps, c.batch_size, c.points) for c in occupancy.configs("full", occupancy.COSTS, [("trefoil", 0)])} == {(120_000, 50_000, 12_000_000)}
+    table = occupancy.table_of()
+    assert table.loc["steps, adahessian-e/released", "quick"] == 0 and list(table.columns) == list(figures.SCALES)
+
+
+def test_shapes_of(monkeypatch):
+    "Catches four names on a machine that has no scan, more shapes than the scale has, and a blank after a comma."
+    monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
+    assert occupancy.shapes_of("laptop") == ["trefoil"]
+    assert occupancy.shapes_of("quick", "a.obj, b.obj") == ["a.obj"] and occupancy.shapes_of("laptop", "a.obj, b.obj") == ["a.obj", "b.obj"]
