@@ -131,6 +131,14 @@ def settled(
     return int(signs.index[len(same) - int(same[::-1].cummin().sum())])  # as many at the end as agree without a gap
 
 # %% ../nbs/41_occupancy.ipynb #dcb39ca6
+def _settled_words(rows):
+    "In words, with the number of pairs where these are too few to mean anything."
+    at, count = settled(rows), len(rows[["shape", "seed"]].drop_duplicates())
+    if math.isnan(at):
+        return "not settled"
+    return f"settled from step {at:,}" if count >= figures.MIN_PAIRS else f"no change from step {at:,} on, in {count} pair{'s' * (count > 1)}"
+
+
 def order_table(
     groups: dict,  # label -> runs
     reference: str = "Adam",
@@ -142,8 +150,7 @@ def order_table(
     for name, own in rows.groupby("method", sort=False):
         last = own["step"].max()
         near = lambda share: min(own["step"].unique(), key=lambda s: abs(s - share * last))
-        at = settled(own)
-        line = {"method": name, "pairs": len(own[["shape", "seed"]].drop_duplicates()), "settled from step": "not settled" if math.isnan(at) else f"{at:,}", "steps": f"{last:,}"}
+        line = {"method": name, "pairs": len(own[["shape", "seed"]].drop_duplicates()), "order against " + reference: _settled_words(own), "steps": f"{last:,}"}
         lines.append(line | {f"mean after {words}": own[own["step"] == near(share)]["difference"].mean() for words, share in (("a quarter", 1 / 4), ("half", 1 / 2), ("all", 1))})
     return pd.DataFrame(lines).set_index("method") if lines else pd.DataFrame()
 
@@ -165,7 +172,7 @@ def order_figure(
         ax.axhline(0, color="0.3", linewidth=1)
         if math.isfinite(at):
             ax.axvline(at, color="0.3", linewidth=1, linestyle=":")
-        ax.set_title(f"{name}\n" + ("not settled" if math.isnan(at) else f"settled from step {at:,}"), fontsize=10)
+        ax.set_title(f"{name}\n{_settled_words(rows[rows['method'] == name])}", fontsize=9)
         ax.set_xlabel("steps")
     axes[0, 0].set_ylabel(f"ln({reference}'s BCE / BCE)")
     figure.suptitle(title, fontsize=11)

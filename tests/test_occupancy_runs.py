@@ -70,3 +70,10 @@ def test_shapes_of(monkeypatch):
     monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
     assert occupancy.shapes_of("laptop") == ["trefoil"]
     assert occupancy.shapes_of("quick", "a.obj, b.obj") == ["a.obj"] and occupancy.shapes_of("laptop", "a.obj, b.obj") == ["a.obj", "b.obj"]
+
+
+def test_an_order_of_few_pairs_is_not_called_settled():
+    "Catches one pair of runs that is said to have settled anything."
+    groups = lambda pairs: {"Adam": [made("adam/released", k, [0.2] * 3) for k in range(pairs)], "SGD": [made("sgd/released", k, [0.1, 0.4, 0.4]) for k in range(pairs)]}
+    words = lambda pairs: occupancy.order_table(groups(pairs)).loc["SGD", "order against Adam"]
+    assert words(1) == "no change from step 200 on, in 1 pair" and words(4).endswith("in 4 pairs") and words(5) == "settled from step 200"
