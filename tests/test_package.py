@@ -22,6 +22,7 @@ PUBLIC = {
     "data.images": "load_image default_image image_names data_root ImageData",
     "data.shapes": "Shape load_shape default_shape shape_names inside sample_points Sampling PointSet extract_shape save_mesh render compare turntable",
     "metrics": "mse psnr ssim lpips iou surface_distances",
+    "render": "camera_rays view_rays project NDC sample_depths composite NeRFField RadianceField render_view orbit spiral write_video",
     "train": "Trainer ImageTask configure_process",
     "runs": "RunConfig run sweep Run active record recorded",
     "figures": "Experiment",
