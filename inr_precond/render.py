@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .inr import Gaussian, Linear, Sine, _count, _linear, _linear_pointwise, _positive, unwatched
+from .data.scenes import look_at
 from .optim.base import patch_to
 
 # %% auto #0
 __all__ = ['RULES', 'DENSITIES', 'INITIALISATIONS', 'camera_rays', 'view_rays', 'project', 'world_to_camera', 'camera_to_world',
            'NDC', 'depth_at', 'sample_depths', 'interval_lengths', 'Rendered', 'volume_weights', 'composite', 'product',
-           'NeRFField', 'RadianceField', 'ViewImage', 'render_view', 'look_at', 'orbit', 'average_pose', 'spiral',
-           'write_video']
+           'NeRFField', 'RadianceField', 'ViewImage', 'render_view', 'orbit', 'average_pose', 'spiral', 'write_video']
 
 # %% ../nbs/23_render.ipynb #f472b04a
 def _shape(owner: str, name: str, value: Tensor, *tail: int):
@@ -497,19 +497,6 @@ def render_view(
     return ViewImage(colour.view(height, width, 3), depth.view(height, width), opacity.view(height, width))
 
 # %% ../nbs/23_render.ipynb #b01550d1
-def look_at(
-    place: Tensor,  # (..., 3) where the camera is
-    target: Tensor, # (..., 3) what it looks at
-    up: Sequence[float] = (0., 0., 1.), # which way is up; not along the line of sight
-) -> Tensor: # (..., 3, 4) camera to world
-    "A camera without roll."
-    place, target = torch.broadcast_tensors(place, target)
-    back = F.normalize(place - target, dim=-1)
-    right = torch.linalg.cross(place.new_tensor(up).expand_as(back), back)
-    if not (torch.isfinite(back).all() and (right.norm(dim=-1) > 1e-6).all()): raise ValueError("look_at was given a camera at its target, or one that looks straight up or down: move it, or pass another direction as up.")
-    right = F.normalize(right, dim=-1)
-    return torch.stack([right, torch.linalg.cross(back, right), back, place], -1)
-
 def orbit(
     radius: float,     # distance from the centre, > 0
     frames: int = 60,  # poses, evenly around, >= 1
@@ -520,9 +507,9 @@ def orbit(
     _count("orbit", 1, frames=frames)
     _positive("orbit", "radius", radius)
     if not -90 < elevation < 90: raise ValueError(f"orbit was given elevation={elevation!r}: pass degrees between -90 and 90.")
-    a, e = torch.arange(frames) * (2 * math.pi / frames), math.radians(elevation)
-    c = torch.tensor(centre, dtype=torch.float32)
-    return look_at(c + radius * torch.stack([math.cos(e) * a.cos(), math.cos(e) * a.sin(), torch.full_like(a, math.sin(e))], -1), c)
+    a, e = torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames), math.radians(elevation)
+    c = torch.tensor(centre, dtype=torch.float64)
+    return look_at(c + radius * torch.stack([math.cos(e) * a.cos(), math.cos(e) * a.sin(), torch.full_like(a, math.sin(e))], -1), c).float()
 
 def average_pose(
     poses: Tensor, # (n, 3, 4) camera to world
@@ -549,7 +536,7 @@ def spiral(
     radii = torch.quantile(((poses[:, :, 3] - place) @ axes).abs(), .9, 0) if radii is None else poses.new_tensor(radii)
     a = torch.arange(frames, dtype=poses.dtype, device=poses.device) * (2 * math.pi * turns / frames)
     steps = torch.stack([a.cos(), a.sin(), (a / 2).sin()], -1) * radii
-    return look_at(place + steps @ axes.T, place - focus * axes[:, 2], axes[:, 1].tolist())
+    return look_at(place + steps @ axes.T, place - focus * axes[:, 2], axes[:, 1]).to(poses)
 
 # %% ../nbs/23_render.ipynb #ef269864
 def _bytes(frames) -> np.ndarray:

@@ -21,6 +21,7 @@ PUBLIC = {
     "recipes": "recipe recipes",
     "data.images": "load_image default_image image_names data_root ImageData",
     "data.shapes": "Shape load_shape default_shape shape_names inside sample_points Sampling PointSet extract_shape save_mesh render compare turntable",
+    "data.scenes": "Scene load_scene default_scene scene_names look_at sphere_poses visual_hull",
     "metrics": "mse psnr ssim lpips iou surface_distances",
     "render": "camera_rays view_rays project NDC sample_depths composite NeRFField RadianceField render_view orbit spiral write_video",
     "train": "Trainer ImageTask configure_process",
