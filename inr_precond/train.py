@@ -470,7 +470,7 @@ class _Recorded:
 class GraphStep:
     """`optimizer.step(problem)` with one launch: a recorded step with curvature and one without, repeated as the schedule says.
 
-    The numbers are those of `optimizer.step` to rounding. After a step `.grad` holds the gradient, and the returned loss is a tensor of its own.
+    The numbers are those of `optimizer.step` to rounding. After a step `.grad` holds the gradient, and the returned loss is a tensor of its own. Hooks of the optimizer's `step` run only where a step is recorded or taken by itself.
     ValueError where the optimizer's steps cannot be recorded; RuntimeError where the model's cannot."""
 
     def __init__(
