@@ -534,7 +534,7 @@ def _one_by_one(self, problem, cohorts, known):
         self.probes = tuple(torch.empty_like(p) for p in self.params) if self.optimizer.uses_hvp else None
     return loss
 
-
+# %% ../nbs/30_train.ipynb #7d92c79a
 @patch_to(GraphStep)
 def _record(self, problem, cohorts):
     "Record a step of the present kind; the host's counters stay as they were."
