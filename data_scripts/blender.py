@@ -17,7 +17,7 @@ from pathlib import Path
 
 import _archive
 import _fetch
-from llff import DRIVE, EXAMPLE, EXAMPLE_URLS
+from llff import obtain
 
 TOP = "nerf_synthetic"
 SCENES = ("chair", "drums", "ficus", "hotdog", "lego", "materials", "mic", "ship")
@@ -73,10 +73,7 @@ def main() -> None:
     for s in args.scenes:
         if s not in scenes: print(f"{folder / s} is there already.")
     if not scenes: print("Nothing to do."); return
-    example = scenes == ["lego"]
-    archive = _archive.at_hand(args.root, folder, *([EXAMPLE] if example else []), FULL) or args.root / (EXAMPLE if example else FULL)
-    urls, page = (EXAMPLE_URLS, EXAMPLE_URLS[0]) if archive.name == EXAMPLE else (FULL_URLS, DRIVE)
-    digest = _fetch.fetch([args.url] if args.url else urls, archive, args.url or page, _archive.has_scenes(TOP, "transforms_train.json", scenes), progress=not args.quiet)
+    archive, digest, page = obtain(args, TOP, scenes, "lego", FULL, FULL_URLS, "transforms_train.json")
     count = unpack(archive, folder, scenes, args.size)
     lacking = [s for s in scenes if not present(folder / s)]
     if lacking: raise _fetch.Problem(f"{archive} lacks cameras or pictures of {lacking[0]}. Delete it to fetch it again. {_fetch.by_hand(page, archive)}")

@@ -45,6 +45,14 @@ def unpack(archive: Path, folder: Path, scenes: list[str], factors: list[int]) -
     return _archive.write(_archive.from_zip(archive, TOP, wanted), folder, ("poses_bounds.npy",))
 
 
+def obtain(args: argparse.Namespace, top: str, scenes: list[str], alone: str, full: str, urls: list[str], mark: str) -> tuple[Path, str, str]:
+    """The archive with these scenes, its SHA-256, and where it comes from. Fetched where it is not at hand: the small example if `alone` is all that is wanted."""
+    small = scenes == [alone]
+    archive = _archive.at_hand(args.root, args.root / top, *([EXAMPLE] if small else []), full) or args.root / (EXAMPLE if small else full)
+    urls, page = (EXAMPLE_URLS, EXAMPLE_URLS[0]) if archive.name == EXAMPLE else (urls, DRIVE)
+    return archive, _fetch.fetch([args.url] if args.url else urls, archive, args.url or page, _archive.has_scenes(top, mark, scenes), progress=not args.quiet), page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=_fetch.default_root(), help="the data folder (default: %(default)s)")
@@ -58,10 +66,7 @@ def main() -> None:
     for s in args.scenes:
         if s not in scenes: print(f"{folder / s} is there already.")
     if not scenes: print("Nothing to do."); return
-    example = scenes == ["fern"]
-    archive = _archive.at_hand(args.root, folder, *([EXAMPLE] if example else []), FULL) or args.root / (EXAMPLE if example else FULL)
-    urls, page = (EXAMPLE_URLS, EXAMPLE_URLS[0]) if archive.name == EXAMPLE else (FULL_URLS, DRIVE)
-    digest = _fetch.fetch([args.url] if args.url else urls, archive, args.url or page, _archive.has_scenes(TOP, "poses_bounds.npy", scenes), progress=not args.quiet)
+    archive, digest, page = obtain(args, TOP, scenes, "fern", FULL, FULL_URLS, "poses_bounds.npy")
     count = unpack(archive, folder, scenes, args.images)
     lacking = [s for s in scenes if not present(folder / s, args.images)]
     if lacking:
