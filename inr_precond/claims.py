@@ -278,7 +278,7 @@ def lower_part(first, second, name=None):
     a, b = _called(first), _called(second)
     return Part(name or f"{a} below {b}", f"ln(BCE of {b} / BCE of {a}) > ln 1.05", END_UNITS["bce"], FACTOR, "bce", (first, second))
 
-END_UNITS = {"psnr": "dB", "bce": "ln ratio of BCE"}  # of the differences at the end, by what is compared
+END_UNITS = {"psnr": "dB", "train_psnr": "dB", "bce": "ln ratio of BCE"}  # of the differences at the end, by what is compared
 
 def equal_part(name, inequality, factor=1.1):
     "The part 'two quantities agree up to a factor': minus the absolute logarithm of their ratio above minus ln(factor)."

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'LINES', 'NAMES', 'WARM', 'DIVERGED_PSNR', 'MEASURES', 'FEW', 'T975', 'MIN_PAIRS', 'RANKING_STEPS',
            'RANKING_SIZE', 'RANKING', 'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'steps_per_epoch',
-           'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread', 'spread_words', 'titled',
-           'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing', 'at_step', 'paired',
-           'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude', 'conclude_speed',
-           'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions', 'Experiment',
-           'summary', 'provenance_words']
+           'progress_axis', 'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread', 'spread_words',
+           'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing', 'at_step',
+           'paired', 'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude',
+           'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions',
+           'Experiment', 'summary', 'provenance_words']
 
 # %% ../nbs/34_figures.ipynb #81710e06
 import io
@@ -72,9 +72,15 @@ def grid(methods,  # dicts with recipe, steps and perhaps options
     return [RunConfig(**{**common, **method, "image": image, "seed": seed}) for method in methods for image in images for seed in seeds]
 
 # %% ../nbs/34_figures.ipynb #e5b7be6c
-def steps_per_epoch(config):  # a RunConfig
+def steps_per_epoch(config):  # a RunConfig of a picture or a shape
     "Steps in which as many pixels, or points, are drawn as there are."
     return (config.image_size ** 2 if config.task == "image" else config.points) / config.batch_size
+
+def progress_axis(config):  # (steps of a unit, the unit in words, what a unit is)
+    "The horizontal axis of a training: epochs; thousands of steps for a radiance field, whose config does not say how many pixels its photographs have."
+    if config.task == "radiance": return 1000, "thousands of steps", "thousands of steps"
+    steps = steps_per_epoch(config)
+    return steps, "epochs", f"epochs (one is {steps:,.4g} steps)"
 
 # %% ../nbs/34_figures.ipynb #2d263200
 @dataclass(frozen=True)
@@ -106,7 +112,10 @@ MEASURES = {
                      {"psnr": ("final PSNR (dB)", 2), "best_psnr": ("best PSNR (dB)", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3), "mse": (None, 0)}, "PSNR minus {}'s (dB)", "difference", " dB", "above", "below"),
     "occupancy": Measure("shape", "batch_size", "batches of {0:,} points", (("loss", "curve", "training BCE (mean of mini-batches)"), ("bce", "evals", "BCE of the evaluation points"), ("iou", "evals", "IoU of the uniform points")),
                          "iou", "bce", -1, "BCE", "BCE", "{:.4f}", math.log(2), "BCE ln 2",  # that of a field that says 1/2 everywhere
-                         {"bce": ("final BCE", 4), "iou": ("final IoU", 4), "iou_surface": ("IoU near the surface", 4), "best_iou": ("best IoU", 4)}, "ln({}'s BCE / BCE)", "ln of the ratio", "", "lower", "higher")}
+                         {"bce": ("final BCE", 4), "iou": ("final IoU", 4), "iou_surface": ("IoU near the surface", 4), "best_iou": ("best IoU", 4)}, "ln({}'s BCE / BCE)", "ln of the ratio", "", "lower", "higher"),
+    "radiance": Measure("scene", "view_size", "views of {0} pixels", (("loss", "curve", "training MSE (mean of mini-batches)"), ("train_psnr", "evals", "PSNR of training rays (dB)"), ("psnr", "evals", "PSNR of held-out views (dB)")),
+                        "psnr", "train_psnr", 1, "training PSNR", "training PSNR (dB)", "{:.1f} dB", DIVERGED_PSNR, "0 dB",
+                        {"train_psnr": ("training PSNR (dB)", 2), "psnr": ("held-out PSNR (dB)", 2), "best_psnr": ("best PSNR (dB)", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}, "training PSNR minus {}'s (dB)", "difference", " dB", "above", "below")}
 
 def _number(final, key): return math.nan if (final or {}).get(key) is None else float(final[key])
 
@@ -201,7 +210,7 @@ def _say(text):
 def draw(ax, runs, column, frame="evals", against="epochs", name=None, last_step=math.inf):
     "One method's curve on `ax`: the median, and for evaluations a thin line a run (one that fails would fill the picture with a band), or a min-max band for many runs."
     look = style(runs[0].config.recipe, runs[0].config.options)
-    scale = 1 / steps_per_epoch(runs[0].config)
+    scale = 1 / progress_axis(runs[0].config)[0]
     x = lambda table: table["step"] * scale if against == "epochs" else table["seconds"]
     table = spread(runs, column, frame)
     table = table[table["step"] <= last_step]
@@ -219,7 +228,7 @@ def convergence(groups,  # {label: runs}, as by_method gives it
                 title="",  # above the figure
                 target=None,  # label whose final PSNR is drawn as a dotted line
                 last_step=math.inf):  # draw no further than this step
-    "Training loss (top) and what the evaluations give (the PSNR of the whole image; BCE and IoU of a shape) against epochs (left) and against whole-step seconds (right)."
+    "Training loss (top) and what the evaluations give (the PSNR of the whole image; BCE and IoU of a shape; PSNR of training rays and held-out views) against epochs or steps (left) and against whole-step seconds (right)."
     config = next(iter(groups.values()))[0].config
     task, rows = MEASURES[config.task], MEASURES[config.task].rows
     figure, axes = new_figure(len(rows), 2, (10, 3.3 * len(rows)), sharey="row", sharex="col")
@@ -230,7 +239,7 @@ def convergence(groups,  # {label: runs}, as by_method gives it
     for ax, (value, _, words) in zip(axes[:, 0], rows):
         ax.set_ylabel(words)
         if value in ("loss", "bce"): ax.set_yscale("log"); _log_ticks(ax)
-    axes[-1, 0].set_xlabel(f"epochs (one is {steps_per_epoch(config):,.4g} steps)"); axes[-1, 1].set_xlabel("training time, whole steps (s)")
+    axes[-1, 0].set_xlabel(progress_axis(config)[2]); axes[-1, 1].set_xlabel("training time, whole steps (s)")
     for ax in axes.flat: ax.set_xlim(left=0)
     if config.task == "image": _frame(axes[0, 0], axes[1, 0])
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -264,9 +273,10 @@ def _log_ticks(ax):
 
 # %% ../nbs/34_figures.ipynb #b396d431
 def convergence_by_signal(groups, title=""):  # {label: runs} over several images, or over several shapes
-    "A column for each picture or shape: training loss and PSNR (BCE) against epochs, the latter against whole-step seconds."
+    "A column for each picture, shape or scene: training loss and PSNR (BCE) against epochs or steps, the latter against whole-step seconds."
     from matplotlib.ticker import MaxNLocator
-    task = MEASURES[next(iter(groups.values()))[0].config.task]
+    first = next(iter(groups.values()))[0].config
+    task, unit = MEASURES[first.task], progress_axis(first)[1]
     pictures = list(dict.fromkeys(run.config.signal for runs in groups.values() for run in runs))
     figure, axes = new_figure(3, len(pictures), (1.2 + 2.3 * len(pictures), 7.2), sharey="row")
     for place, picture in enumerate(pictures):
@@ -276,7 +286,7 @@ def convergence_by_signal(groups, title=""):  # {label: runs} over several image
             for row, (column, frame, against) in enumerate((("loss", "curve", "epochs"), (task.goal, "evals", "epochs"), (task.goal, "evals", "seconds"))):
                 draw(axes[row, place], own, column, frame, against, name)
         axes[0, place].set_title(Path(picture).stem, fontsize=10)
-        axes[0, place].set_xlabel("epochs", fontsize=9); axes[1, place].set_xlabel("epochs", fontsize=9); axes[2, place].set_xlabel("whole-step seconds", fontsize=9)
+        axes[0, place].set_xlabel(unit, fontsize=9); axes[1, place].set_xlabel(unit, fontsize=9); axes[2, place].set_xlabel("whole-step seconds", fontsize=9)
     for ax in axes[:1 if task.sign > 0 else 3, 0]: ax.set_yscale("log"); _log_ticks(ax)
     for ax, words in zip(axes[:, 0], (task.rows[0][2].split(" (")[0], task.words, task.words)): ax.set_ylabel(words)
     for ax in axes.flat: ax.set_xlim(left=0); ax.xaxis.set_major_locator(MaxNLocator(4))
@@ -383,7 +393,7 @@ def _difference(d, steps):
 
 # %% ../nbs/34_figures.ipynb #5d3fa3b3
 RANKING_STEPS, RANKING_SIZE = 7680, 128  # of an image: fewer steps, or fewer pixels a side, rank nothing
-RANKING = {"image": (RANKING_STEPS, RANKING_SIZE), "occupancy": (2000, 8192)}  # of a shape: steps (provisional: no study of seeds and lengths has been made), points of a batch
+RANKING = {"image": (RANKING_STEPS, RANKING_SIZE), "occupancy": (2000, 8192), "radiance": (20_000, 100)}  # steps and size; of shapes (points of a batch) and scenes (pixels) provisional: no study of seeds and lengths has been made
 
 def too_short(steps, size=256, task="image"):  # steps: of the run; size: pixels a side, or points of a batch
     "True where a run says nothing about the order of the methods."
@@ -639,10 +649,10 @@ def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=
     kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
     if not kept: print("No record of these runs in results/recorded."); return None
     groups = by_method(kept); rows = measure(groups, reference)
-    shown = "Training MSE (top) and PSNR of the whole image (bottom)" if kept[0].config.task == "image" else "Training BCE (top), BCE of the evaluation points (middle) and IoU (bottom)"
+    shown = {"image": "Training MSE (top) and PSNR of the whole image (bottom)", "occupancy": "Training BCE (top), BCE of the evaluation points (middle) and IoU (bottom)", "radiance": "Training MSE (top), PSNR of training rays (middle) and of held-out views (bottom)"}[kept[0].config.task]
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
     self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), f"{name}_convergence",
-                f"Long runs, read from the records and not trained here. {shown}, against epochs (left) and the time of whole steps (right). {spread_words(groups)} {source}", dpi=66)  # a notebook's outputs stay below a megabyte
+                f"Long runs, read from the records and not trained here. {shown}, against {progress_axis(kept[0].config)[1]} (left) and the time of whole steps (right). {spread_words(groups)} {source}", dpi=66)  # a notebook's outputs stay below a megabyte
     _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
     print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows

@@ -53,6 +53,10 @@ def camera_rays(
     "The rays through pixels; leading dimensions are broadcast. ValueError for a pose that is none."
     _camera("camera_rays", pose, intrinsics)
     if not isinstance(pixels, Tensor) or pixels.shape[-1:] != (2,): raise ValueError(f"camera_rays was given pixels of shape {tuple(getattr(pixels, 'shape', ()))}: pass a tensor (..., 2) of rows and columns.")
+    return _rays(pose, intrinsics, pixels)
+
+def _rays(pose, intrinsics, pixels):
+    "camera_rays of a camera that was checked before: on a GPU a check waits for the device, which a training step must not."
     i, j = pixels.to(pose.dtype).unbind(-1)
     fx, fy, cx, cy = intrinsics.unbind(-1)
     x, y = (j + .5 - cx) / fx, -(i + .5 - cy) / fy # rows are counted downward, y upward

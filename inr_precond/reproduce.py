@@ -102,14 +102,16 @@ def library_hash():
     files = sorted(p for p in root.rglob("*.py") if p.name not in skip)
     return digest([(p.relative_to(root).as_posix(), re.sub(r"(?m)^# %%.*$", "", p.read_text(encoding="utf-8"))) for p in files])
 
-def data_hashes(names):  # names of images and shapes, as experiments record them
-    "Hash of each image or shape as it is now: {name: hash, or None where the data are not here}."
+def data_hashes(names):  # names of images, shapes and scenes, as experiments record them
+    "Hash of each image, shape or scene as it is now: {name: hash, or None where the data are not here}."
     if not names: return {}
     from inr_precond.data.images import load_image
+    from inr_precond.data.scenes import fingerprint, scene_names
     from inr_precond.data.shapes import load_shape, shape_names
+    of = lambda name: fingerprint(name) if name in scene_names() or name.startswith("bleff/") else (load_shape if name in shape_names() else load_image)(name).sha256
     hashes = {}
     for name in names:
-        try: hashes[name] = (load_shape if name in shape_names() else load_image)(name).sha256
+        try: hashes[name] = of(name)
         except (OSError, ValueError): hashes[name] = None
     return hashes
 
@@ -461,15 +463,16 @@ def arguments(argv=None):
 
 # %% ../nbs/33_reproduce.ipynb #e64adc3c
 def check_common(given):  # {parameter: value}
-    "BatchError where seeds, image, shape or workers, which notebooks share, have a value that none can use."
+    "BatchError where seeds, image, shape, scene or workers, which notebooks share, have a value that none can use."
     from inr_precond.data.images import image_names
     whole = lambda value, low: isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**63
+    from inr_precond.data.scenes import scene_names
     from inr_precond.data.shapes import shape_names
     seeds, workers = given.get("seeds"), given.get("workers")
     listed = isinstance(seeds, (list, tuple)) and len(seeds) > 0 and all(whole(s, 0) for s in seeds) and len(set(seeds)) == len(seeds)
     if seeds is not None and not whole(seeds, 1) and not listed:
         raise BatchError(f"The parameter seeds is {seeds!r}; give the number of seeds (at least 1), a list of different seeds (integers from 0), or None for the scale's.")
-    for name, names, file in (("image", image_names(), "an image file"), ("shape", shape_names(), "a mesh file")):
+    for name, names, file in (("image", image_names(), "an image file"), ("shape", shape_names(), "a mesh file"), ("scene", scene_names(), "a scene's folder")):
         if given.get(name) is not None and not isinstance(given[name], str):
             raise BatchError(f"The parameter {name} is {given[name]!r}; give a name ({', '.join(names)}), the path of {file}, or None for the default.")
     if workers is not None and not whole(workers, 1):
@@ -487,16 +490,16 @@ def given_parameters(args):
         try: json.dumps(given[name])
         except (TypeError, ValueError) as error: raise BatchError(f"-p {item!r} is of type {type(given[name]).__name__}, which JSON cannot hold; give a number, a text, True, False, None, or a list of them.") from error
     check_common(given)
-    for name in ("image", "shape"):
+    for name in ("image", "shape", "scene"):
         if isinstance(given.get(name), str): given[name] = _found(name, given[name])
     return given
 
 def _found(kind, value):
-    "The name of an image or shape, or its file's absolute path; BatchError where it cannot be loaded."
-    from inr_precond.data import images, shapes
-    names, load = {"image": (images.image_names(), images.load_image), "shape": (shapes.shape_names(), shapes.load_shape)}[kind]
+    "The name of an image, shape or scene, or its absolute path; BatchError where it cannot be loaded."
+    from inr_precond.data import images, scenes, shapes
+    names, load = {"image": (images.image_names(), images.load_image), "shape": (shapes.shape_names(), shapes.load_shape), "scene": (scenes.scene_names(), scenes.fingerprint)}[kind]
     try: load(value)
-    except (OSError, ValueError) as error: raise BatchError(f"{'--image' if kind == 'image' else '-p shape='} {value!r}: " + " ".join(str(error).split())) from error
+    except (OSError, ValueError) as error: raise BatchError(f"{'--image' if kind == 'image' else f'-p {kind}='} {value!r}: " + " ".join(str(error).split())) from error
     return value if value in names else str(Path(value).resolve())
 
 def notebooks_folder(given):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'DEVICES', 'FORMAT', 'HELD_OUT', 'TASK_CLASSES', 'LEVELS', 'PAYLOAD', 'RESULTS',
-           'RECORDS', 'Options', 'require_device', 'canonical_json', 'key_hash', 'image_data', 'shape_data', 'Identity',
-           'RunConfig', 'network', 'task_of', 'trainer', 'level_text', 'eval_columns', 'damage', 'Run', 'processor',
-           'commit', 'provenance', 'final_metrics', 'final_occupancy', 'locked', 'active', 'RunError', 'prepare_store',
-           'run', 'record', 'OtherFormat', 'RecordedRun', 'recorded', 'progress_line', 'display_mode', 'Pace',
-           'Display', 'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
+           'RECORDS', 'Options', 'require_device', 'canonical_json', 'key_hash', 'image_data', 'shape_data',
+           'scene_data', 'Identity', 'RunConfig', 'network', 'task_of', 'trainer', 'level_text', 'eval_columns',
+           'damage', 'Run', 'processor', 'commit', 'provenance', 'final_metrics', 'final_occupancy', 'final_radiance',
+           'locked', 'active', 'RunError', 'prepare_store', 'run', 'record', 'OtherFormat', 'RecordedRun', 'recorded',
+           'progress_line', 'display_mode', 'Pace', 'Display', 'Processes', 'SweepError', 'cost', 'default_workers',
+           'sweep']
 
 # %% ../nbs/31_runs.ipynb #44b34d41
 import contextlib
@@ -47,10 +48,12 @@ import torch
 import inr_precond
 from . import metrics
 from .data.images import image_names, load_image
+from .data.scenes import HOLDOUTS, load_scene, scene_names
 from .data.shapes import Sampling, load_shape, sample_points, shape_names
 from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet
 from .recipes import recipe, recipes
-from .train import SCHEDULES, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
+from .render import DENSITIES, INITIALISATIONS, NDC, RULES, NeRFField, RadianceField
+from .train import SCHEDULES, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, RadianceTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
 # %% ../nbs/31_runs.ipynb #14ee0229
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
@@ -61,15 +64,25 @@ ACTIVATIONS = {  # activation -> its own parameters and their defaults
     "relu": {},
     "relu-pe": {"num_frequencies": 8},
 }
-TASKS = {  # task -> its own fields and their defaults
-    "image": {"image": "lion", "image_size": 256, "batch_size": 512},
-    "occupancy": {"shape": "armadillo", "points": 12_000_000, "far": 0.1, "near": 0.01, "batch_size": 50_000},
+TASKS = {  # task -> its own fields, the signal's first, and their defaults
+    "image": {"image": "lion", "image_size": 256, "batch_size": 512, "num_layers": 5},
+    "occupancy": {"shape": "armadillo", "points": 12_000_000, "far": 0.1, "near": 0.01, "batch_size": 50_000, "num_layers": 5},
+    "radiance": {"scene": "lego", "view_size": 400, "holdout": None, "test_views": 0, "samples": 128, "rule": "left", "ndc": False, "density": "softplus", "density_bias": 0.0, "density_noise": 0.0,
+                 "view_frequencies": 0, "centred_layers": 0, "initialisation": "default", "batch_size": 2048, "num_layers": 8},
 }
+_OWN = dict.fromkeys(name for own in TASKS.values() for name in own if name not in ("batch_size", "num_layers"))  # fields that only one task has
 DTYPES, DEVICES = ("float32", "float64"), ("cpu", "cuda", "mps", "xpu")
 _TINY = sys.float_info.min
 _RANGES = {  # field -> (type, lowest, highest)
     "image_size": (int, 2, 8000),
     "points": (int, 3, 10**9),
+    "view_size": (int, 2, 8000),
+    "test_views": (int, 0, 10**6),
+    "samples": (int, 1, 10**6),
+    "density_bias": (float, -1e3, 1e3),
+    "density_noise": (float, 0.0, 1e3),
+    "view_frequencies": (int, 0, 64),
+    "centred_layers": (int, 0, 100),
     "far": (float, _TINY, 1e3),
     "near": (float, _TINY, 1e3),
     "sigma": (float, _TINY, 1e6),
@@ -156,7 +169,7 @@ def _checked_options(name, options):
 # %% ../nbs/31_runs.ipynb #7199c72a
 def _check_signal(kind, value):
     "A known name, or something that looks like a path."
-    names, file = {"image": (image_names(), "an image file"), "shape": (shape_names(), "a mesh file")}[kind]
+    names, file = {"image": (image_names(), "an image file"), "shape": (shape_names(), "a mesh file"), "scene": (scene_names(), "a scene's folder")}[kind]
     if not isinstance(value, (str, os.PathLike)) or not str(value):
         raise TypeError(f"{kind} is {value!r} of type {type(value).__name__}; a name ({', '.join(names)}) or the path of {file} is accepted.")
     value = os.fspath(value)
@@ -192,7 +205,7 @@ def require_device(
 
 def _check_own_parameters(config):
     "Refuse a parameter that the task, the activation or the schedule does not have."
-    for name in ("image", "image_size", "shape", "points", "far", "near"):
+    for name in _OWN:
         if getattr(config, name) is not None and name not in TASKS[config.task]:
             raise ValueError(f"{name} is {getattr(config, name)!r} and the task {config.task!r} has no {name}; leave it None, or choose the task {next(t for t in TASKS if name in TASKS[t])!r}.")
     own = ACTIVATIONS[config.activation]
@@ -200,11 +213,25 @@ def _check_own_parameters(config):
         if getattr(config, name) is not None and name not in own:
             raise ValueError(f"{name} is {getattr(config, name)!r} and activation {config.activation!r} has no {name}; leave it None{', or set ' + ' and '.join(own) if own else ''}.")
     if config.final_lr_factor is not None and SCHEDULES[config.schedule] is None:
-        raise ValueError(f"final_lr_factor is {config.final_lr_factor!r} and the schedule {config.schedule!r} has none; leave it None, or choose 'cosine' or 'exponential'.")
+        raise ValueError(f"final_lr_factor is {config.final_lr_factor!r} and the schedule {config.schedule!r} has none; leave it None, or choose {' or '.join(repr(k) for k, v in SCHEDULES.items() if v is not None)}.")
     if config.step_mode == "graph" and (torch.device(config.device).type != "cuda" or not getattr(recipe(config.recipe).optimizer, "recordable", False)):
         raise ValueError(f"step_mode is 'graph', device {config.device!r} and recipe {config.recipe!r}; CUDA graphs need device='cuda' and a recipe of SGD, Adam, ESGD or AdaHessian: leave step_mode 'eager' for others.")
-    if config.final_lr_factor == 0 and config.schedule == "exponential":
-        raise ValueError("final_lr_factor is 0, which an exponential never reaches; a number above 0, up to 1, is accepted.")
+    if config.final_lr_factor == 0 and config.schedule in ("exponential", "steps"):
+        raise ValueError(f"final_lr_factor is 0, which the schedule {config.schedule!r} never reaches; a number above 0, up to 1, is accepted.")
+    if config.task == "radiance":
+        _check_radiance(config)
+
+
+def _check_radiance(config):
+    "Refuse what a radiance field cannot be."
+    for name, known in (("rule", RULES), ("density", DENSITIES), ("initialisation", INITIALISATIONS), *([] if config.holdout is None else [("holdout", HOLDOUTS)])):
+        _one_of(name, getattr(config, name), known)
+    if not isinstance(config.ndc, bool):
+        raise TypeError(f"ndc is {config.ndc!r} of type {type(config.ndc).__name__}; True or False is accepted.")
+    if config.activation == "gabor":
+        raise ValueError("activation is 'gabor' and the task 'radiance' has no complex layers; choose another activation, such as 'wavelet'.")
+    if config.num_layers < 2:
+        raise ValueError(f"num_layers is {config.num_layers} and the task 'radiance' needs at least 2: the hidden layers of the field's trunk, 8 in the paper.")
 
 # %% ../nbs/31_runs.ipynb #e5aa7945
 FORMAT = 1  # of what training means; raise it when the same config would train differently
@@ -263,17 +290,41 @@ def shape_data(
 def _shape_data(name, *_):
     return load_shape(name)
 
+
+def scene_data(
+    name: str,  # a scene's name or path
+    size: int,  # the longer side of its pictures in pixels
+    holdout: str | None = None,  # as load_scene
+):  # Scene
+    "load_scene, remembered for the few scenes used last; the pictures of the embedded scene are kept in `.scenes` beside the runs of the store that was prepared last."
+    return _scene_data(name, size, holdout, *_surroundings(name))
+
+
+_RENDERED = {"folder": None}  # of rendered pictures; prepare_store sets it
+
+
+@functools.lru_cache(maxsize=2)
+def _scene_data(name, size, holdout, *_):
+    return load_scene(name, size, holdout, cache=_RENDERED["folder"])
+
 # %% ../nbs/31_runs.ipynb #6fbf4c84
 class Identity:
     "The name of a config's run, and equality: equal are configs whose fields agree once every default is written out. No file is read for that, so one image by two paths makes two configs, of one run."
 
     @property
     def signal(self) -> str:
-        "What is fitted: the image's or the shape's name or path."
-        return self.image if self.task == "image" else self.shape
+        "What is fitted: the image's, the shape's or the scene's name or path."
+        return getattr(self, self.kind)
 
-    def data(self):  # ImageData or Shape: .name, .sha256, .source
+    @property
+    def kind(self) -> str:
+        "The field that names the signal: 'image', 'shape' or 'scene'."
+        return next(iter(TASKS[self.task]))
+
+    def data(self):  # ImageData, Shape or Scene: .name, .sha256, .source
         "The signal, loaded."
+        if self.task == "radiance":
+            return scene_data(self.scene, self.view_size, self.holdout)
         return image_data(self.image, self.image_size) if self.task == "image" else shape_data(self.shape)
 
     def explicit(self) -> dict:
@@ -281,9 +332,9 @@ class Identity:
         return _explicit(self)
 
     def resolved(self) -> dict:
-        "explicit(), with the SHA-256 of the image's pixels or of the mesh, its name in place of a path, and FORMAT; loads the signal."
+        "explicit(), with the SHA-256 of the image's pixels, of the mesh, or of the scene's pictures and cameras, its name in place of a path, and FORMAT; loads the signal."
         data = self.data()
-        return {**self.explicit(), "format": FORMAT, "image" if self.task == "image" else "shape": data.name, "data_sha256": data.sha256}
+        return {**self.explicit(), "format": FORMAT, self.kind: data.name, "data_sha256": data.sha256}
 
     @property
     def label(self) -> str:
@@ -324,21 +375,34 @@ class RunConfig(Identity):
     points: int | None = None  # to train on: a third uniform, two thirds near the surface
     far: float | None = None  # standard deviation of the noise of the second third, in units of the cube [-1, 1]^3
     near: float | None = None  # of the last third
+    scene: str | None = None  # of a radiance field: a name (data.scenes.scene_names()) or a path
+    view_size: int | None = None  # longer side of its pictures in pixels
+    holdout: str | None = None  # "last" tenth or "every8" for testing; None: the data's own split, else "last"
+    test_views: int | None = None  # held-out views of an evaluation, evenly spaced; 0: all
+    samples: int | None = None  # depths on each ray
+    rule: str | None = None  # of the quadrature: one of render.RULES
+    ndc: bool | None = None  # normalised device coordinates, for forward-facing scenes
+    density: str | None = None  # its activation: one of render.DENSITIES
+    density_bias: float | None = None  # added before it
+    density_noise: float | None = None  # standard deviation of the noise added before it in training
+    view_frequencies: int | None = None  # of the viewing direction's positional encoding; 0: none
+    centred_layers: int | None = None  # first layers whose pre-activations lose their mean (GARF)
+    initialisation: str | None = None  # of a radiance field: one of render.INITIALISATIONS
     activation: str = "gaussian"  # one of ACTIVATIONS
     sigma: float | None = None  # Gaussian; None: .05
     omega: float | None = None  # sine (None: 30), wavelet and gabor (None: 10)
     scale: float | None = None  # wavelet and gabor; None: 10
     num_frequencies: int | None = None  # ReLU-PE; None: 8
     hidden_features: int = 256
-    num_layers: int = 5  # linear layers, the head included
+    num_layers: int | None = None  # linear layers, the head included (5), or the hidden layers of a radiance field (8)
     recipe: str = "adam/released"  # one of recipes.recipes()
     options: dict = field(default_factory=dict)  # overrides of the recipe's options
     schedule: str = "constant"  # of the learning rate: one of train.SCHEDULES
     final_lr_factor: float | None = None  # None: cosine 0, exponential .01
     steps: int = 7680
-    batch_size: int | None = None  # pixels or points a step
+    batch_size: int | None = None  # pixels, points or rays a step
     seed: int = 0  # of initialisation, batches and probes
-    evaluations: int = 12  # of the whole image or of a shape's evaluation points, at most
+    evaluations: int = 12  # of the whole image, of a shape's evaluation points or of the held-out views, at most
     device: str = "cpu"
     dtype: str = "float32"
     step_mode: str = "eager"  # "graph": the step as CUDA graphs
@@ -351,11 +415,9 @@ class RunConfig(Identity):
                 object.__setattr__(self, name, default)
         for name, (kind, low, high) in _RANGES.items():
             value = getattr(self, name)
-            optional = name in ("sigma", "omega", "scale", "num_frequencies", "final_lr_factor", "image_size", "points", "far", "near")
-            if not (optional and value is None):
+            if value is not None or type(self).__dataclass_fields__[name].default is not None:
                 object.__setattr__(self, name, _number(name, value, kind, low, high))
-        kind = "image" if self.task == "image" else "shape"
-        object.__setattr__(self, kind, _check_signal(kind, self.signal))
+        object.__setattr__(self, self.kind, _check_signal(self.kind, self.signal))
         object.__setattr__(self, "device", _check_device(self.device))
         object.__setattr__(self, "options", _checked_options(self.recipe, self.options))
         _check_own_parameters(self)
@@ -376,7 +438,7 @@ class RunConfig(Identity):
 # %% ../nbs/31_runs.ipynb #82602b63
 def network(
     config: RunConfig,
-) -> INR:
+):  # INR, or a RadianceField around a NeRFField, for which the scene is loaded
     "The config's network on its device, its weights drawn on the CPU from the seed's 'initialisation' stream."
     own = {k: v for k, v in config.explicit().items() if k in ACTIVATIONS[config.activation]}
     inputs, outputs = (2, 3) if config.task == "image" else (3, 1)
@@ -388,8 +450,22 @@ def network(
         "relu": lambda: {"activation": ReLU()},
         "relu-pe": lambda: {"activation": ReLU(), "encoding": PositionalEncoding(inputs, **own)},
     }[config.activation]()
-    weights = stream(config.seed, "initialisation")
-    return INR(inputs, outputs, config.hidden_features, config.num_layers, **parts, generator=weights, device=config.device, dtype=getattr(torch, config.dtype))
+    drawn = {"generator": stream(config.seed, "initialisation"), "device": config.device, "dtype": getattr(torch, config.dtype)}
+    if config.task == "radiance":
+        return _radiance_field(config, {**parts, **drawn})
+    return INR(inputs, outputs, config.hidden_features, config.num_layers, **parts, **drawn)
+
+
+def _radiance_field(config, parts):
+    "The field of the paper's section 4.3, scaled to the config's widths, seen through the rays of its scene."
+    scene, width, depth = config.data(), config.hidden_features, config.num_layers
+    views = PositionalEncoding(3, config.view_frequencies) if config.view_frequencies else None
+    field = NeRFField(depth, width, view_encoding=views, skips=(depth // 2 + 1,), colour_features=max(1, width // 2), density=config.density, density_bias=config.density_bias,
+                      centred_layers=config.centred_layers, initialisation=config.initialisation, **parts)
+    ndc = NDC.of(scene.intrinsics[0], scene.height, scene.width) if config.ndc else None
+    inverse = scene.inverse_depth and not config.ndc  # BARF's law for forward-facing scenes: 1/depth evenly from 1 to 0
+    near, far = (0.0, 1.0) if config.ndc else (1.0, math.inf) if inverse else (scene.near, scene.far)
+    return RadianceField(field, near, far, config.samples, inverse_depth=inverse, background=scene.background, rule=config.rule, density_noise=config.density_noise, ndc=ndc)
 
 
 HELD_OUT = 3 * 2**15  # points on which an occupancy field is evaluated
@@ -398,9 +474,12 @@ HELD_OUT = 3 * 2**15  # points on which an occupancy field is evaluated
 def task_of(
     config: RunConfig,
     cache=None,  # folder that keeps a shape's points; None: they are drawn anew
-):  # ImageTask or OccupancyTask
+    model=None,  # the config's network, whose rays a radiance field's batches are; None: another one like it
+):  # ImageTask, OccupancyTask or RadianceTask
     "The config's data on its device. A shape's points are the same for every seed of the run; those of the evaluation are another draw."
     dtype = getattr(torch, config.dtype)
+    if config.task == "radiance":
+        return RadianceTask(config.data(), (model or network(config)).inputs, config.batch_size, config.test_views, config.device, dtype)
     if config.task == "image":
         return ImageTask(config.data(), config.batch_size, config.device, dtype)
     drawn, held_out = (sample_points(config.data(), Sampling(count, (config.far, config.near), seed), cache) for count, seed in ((config.points, 0), (HELD_OUT, 1)))
@@ -416,13 +495,14 @@ def trainer(
 ) -> Trainer:
     "Everything the config names, ready to train; the streams of random numbers do not depend on the recipe."
     require_device(config.device)
-    model, task = network(config), task_of(config, cache)
+    model = network(config)
+    task = task_of(config, cache, model)
     optimizer = recipe(config.recipe).build(model, seed=stream_seed(config.seed, "probes"), **config.options)
     batches = stream(config.seed, "batches", config.device)
     return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, step_mode=config.step_mode, **options)
 
 # %% ../nbs/31_runs.ipynb #b24064de
-TASK_CLASSES = {"image": ImageTask, "occupancy": OccupancyTask}
+TASK_CLASSES = {"image": ImageTask, "occupancy": OccupancyTask, "radiance": RadianceTask}
 LEVELS = {"psnr": ("PSNR", "{:.1f} dB"), "iou": ("IoU", "{:.3f}")}  # level -> (name, form)
 
 
@@ -437,7 +517,7 @@ def eval_columns(task) -> list:
     return ["step", "seconds", "cpu_seconds", *TASK_CLASSES[task].columns]
 
 
-PAYLOAD = {"image": "prediction.npz", "occupancy": "weights.npz"}  # what a run's figures are drawn from
+PAYLOAD = {"image": "prediction.npz", "occupancy": "weights.npz", "radiance": "weights.npz"}  # what a run's figures are drawn from
 RESULTS = {task: ("config.json", "curve.csv", "evals.csv", file, "provenance.json") for task, file in PAYLOAD.items()}
 
 
@@ -508,7 +588,7 @@ class Run:
 
     @functools.cached_property
     def evals(self):
-        "DataFrame of evaluations: step, seconds, cpu_seconds, and mse, psnr (dB) of the whole image, or bce, iou, iou_surface of a shape's evaluation points."
+        "DataFrame of evaluations: step, seconds, cpu_seconds, and mse, psnr (dB) of the whole image, bce, iou, iou_surface of a shape's evaluation points, or mse, psnr of the held-out views and train_psnr of training rays."
         return self._table("evals.csv")
 
     def _table(self, name):
@@ -523,8 +603,8 @@ class Run:
         with np.load(self.folder / "prediction.npz") as file:
             return file["prediction"].astype(np.float32)
 
-    def trained(self) -> INR:
-        "The trained network of an occupancy field's run, on the CPU."
+    def trained(self):
+        "The trained network of an occupancy or radiance field's run, on the CPU."
         model = network(replace(self.config, device="cpu"))
         with np.load(self.folder / "weights.npz") as file:
             model.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
@@ -572,7 +652,7 @@ def provenance(config: RunConfig) -> dict:
         "cpu": processor(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "data": {"name": data.name, "sha256": data.sha256, "source": data.source if config.signal in (*image_names(), *shape_names()) else "a file"},
+        "data": {"name": data.name, "sha256": data.sha256, "source": data.source if config.signal in (*image_names(), *shape_names(), *scene_names()) else "a file"},
     }
 
 # %% ../nbs/31_runs.ipynb #656c1692
@@ -597,13 +677,8 @@ def final_metrics(
     final = {"psnr": None, "ssim": None, "lpips": None, "mse": None, "best_psnr": best["psnr"], "best_step": best["step"]}
     if history.status != "finished":
         return final
-    last, side, shown = history.evals[-1], min(target.shape[:2]), prediction.clamp(0, 1)
-    return final | {
-        "psnr": last["psnr"],
-        "mse": last["mse"],
-        "ssim": metrics.ssim(shown, target) if side >= 11 else None,
-        "lpips": metrics.lpips(shown, target) if side >= 31 and metrics.lpips_weights() else None,
-    }
+    last = history.evals[-1]
+    return final | _view_metrics(prediction, target) | {"psnr": last["psnr"], "mse": last["mse"]}
 
 
 def final_occupancy(
@@ -615,10 +690,40 @@ def final_occupancy(
     return {name: last[name] for name in OccupancyTask.columns} | {"best_iou": best["iou"], "best_step": best["step"]}
 
 
+def final_radiance(
+    history,  # of the training
+    pictures,  # a function that gives the held-out views as rendered, each (H, W, 3)
+    photographs,  # of the same views, each (H, W, 3) in [0, 1]
+) -> dict:
+    "psnr, ssim, lpips, mse (means over the held-out views), train_psnr and, as lists, view_psnr, view_ssim, view_lpips at the end; best_psnr and best_step of the evaluations. None where there is no such number."
+    best = max(history.evals, key=lambda e: e["psnr"], default={"psnr": None, "step": None})
+    last = history.evals[-1] if history.status == "finished" else dict.fromkeys(RadianceTask.columns)
+    final = {name: last[name] for name in RadianceTask.columns} | {"best_psnr": best["psnr"], "best_step": best["step"]}
+    of_views = [_view_metrics(made.float().cpu(), real) for made, real in zip(pictures(), photographs)] if history.status == "finished" else []
+    for name in ("psnr", "ssim", "lpips"):
+        values = [v[name] for v in of_views]
+        known = bool(values) and None not in values
+        final[f"view_{name}"] = values if known else None
+        if name != "psnr":
+            final[name] = float(np.mean(values)) if known else None
+    return final
+
+
+def _view_metrics(made, real):
+    "psnr, ssim, lpips of a picture; None where there is no such number."
+    side, shown = min(real.shape[:2]), made.clamp(0, 1)
+    return {"psnr": metrics.psnr(made, real), "ssim": metrics.ssim(shown, real) if side >= 11 else None, "lpips": metrics.lpips(shown, real) if side >= 31 and metrics.lpips_weights() else None}
+
+
 def _payload(config, made) -> tuple:  # (final metrics, arrays by name)
     "What a run of this task ends with."
+    if config.task != "image":
+        weights = {name: tensor.float().cpu().numpy() for name, tensor in made.model.state_dict().items()}
     if config.task == "occupancy":
-        return final_occupancy(made.history), {name: tensor.float().cpu().numpy() for name, tensor in made.model.state_dict().items()}
+        return final_occupancy(made.history), weights
+    if config.task == "radiance":
+        photographs = [photograph / 255 for *_, photograph in made.task.views]
+        return final_radiance(made.history, lambda: [view.colour for view in made.task.predict(made.model)], photographs), weights
     prediction = made.task.predict(made.model).float().cpu()
     return final_metrics(made.history, prediction, config.data().pixels), {"prediction": prediction.clamp(-6e4, 6e4).numpy().astype(np.float16)}
 
@@ -708,6 +813,7 @@ def prepare_store(
         probe.unlink()
     except OSError as error:
         raise OSError(error.errno, f"the results folder {store} cannot be written ({error.strerror}); give another folder, or make room in it") from error
+    _RENDERED["folder"] = store / ".scenes"
     return store
 
 
@@ -1101,11 +1207,11 @@ class SweepError(RunError):
 
 
 def cost(config: RunConfig) -> float:
-    "A rough figure proportional to the time a run takes: steps, pixels, weights; three passes in place of one where curvature is due, 2.5 more for K-FAC's inverses, 11 for Shampoo's roots, and an L-BFGS step's iterations."
+    "A rough figure proportional to the time a run takes: steps, points, weights; three passes in place of one where curvature is due, 2.5 more for K-FAC's inverses, 11 for Shampoo's roots, and an L-BFGS step's iterations."
     options, made = config.explicit()["options"], recipe(config.recipe).optimizer
     curvature = 2 / options.get("update_every", 1) if getattr(made, "uses_hvp", False) else (11 if made.__name__ == "Shampoo" else 2.5) / options["inverse_every"] if "inverse_every" in options else options.get("max_iter", 1) - 1
     weights = config.hidden_features**2 * config.num_layers * (2 if config.activation == "gabor" else 1)
-    return config.steps * (config.batch_size * weights + 1e6) * (1 + curvature)
+    return config.steps * (config.batch_size * (config.samples or 1) * weights + 1e6) * (1 + curvature)
 
 
 def default_workers(configs) -> int:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'STEP_MODES', 'configure_process', 'stream_seed', 'stream', 'psnr_of_mse', 'ImageTask', 'OccupancyTask',
-           'lr_factor', 'History', 'block_length', 'evaluation_steps', 'BadCheckpoint', 'write_atomically',
-           'save_checkpoint', 'load_checkpoint', 'stop_signals', 'clock', 'state_floats_per_parameter', 'scalar_writer',
-           'Dials', 'cuda_graph', 'taped', 'GraphStep', 'Resumable', 'Reporting', 'Blocks', 'Trainer']
+           'RadianceTask', 'lr_factor', 'History', 'block_length', 'evaluation_steps', 'BadCheckpoint',
+           'write_atomically', 'save_checkpoint', 'load_checkpoint', 'stop_signals', 'clock',
+           'state_floats_per_parameter', 'scalar_writer', 'Dials', 'cuda_graph', 'taped', 'GraphStep', 'Resumable',
+           'Reporting', 'Blocks', 'Trainer']
 
 # %% ../nbs/30_train.ipynb #27f36236
 import contextlib
@@ -34,6 +35,7 @@ from .curvature import Problem, rademacher_like
 from .metrics import iou
 from .optim.base import patch_to, state_dtype
 from .optim.esgd import hidden_multiplier
+from .render import _rays, render_view
 
 # %% ../nbs/30_train.ipynb #393e19c2
 def configure_process(
@@ -193,12 +195,97 @@ class OccupancyTask:
     def load_state_dict(self, state):
         self.order, self.position = state["order"].to(self.inputs.device), int(state["position"])
 
+# %% ../nbs/30_train.ipynb #e9e9e5f3
+class RadianceTask:
+    "Fit a radiance field to photographs: mini-batches of pixels of all training views, drawn on the device without replacement in each epoch, and an evaluation on whole views that are held out."
+
+    loss, columns, level = "mse", ("mse", "psnr", "train_psnr"), "psnr"
+
+    def __init__(
+        self,
+        scene,  # Scene of chapter 22, whose split has "train" and "test"
+        rows: Callable,  # (origins (B, 3), directions (B, 3), generator or None) -> inputs (B, k), as RadianceField.inputs
+        batch_size: int = 2048,  # rays a step; more than there are pixels means all of them
+        test_views: int = 0,  # held-out views of an evaluation, evenly spaced; 0: all
+        device="cpu",  # where everything lies
+        dtype=torch.float32,  # of rays and colours
+        chunk: int = 1024,  # rays a forward pass of the evaluation
+        seen: int = 4096,  # training rays of an evaluation, at most
+    ):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; a positive integer is accepted: the paper uses 2,048 rays.")
+        lacking = [part for part in ("train", "test") if part not in scene.split]
+        if lacking:
+            raise ValueError(f"scene {scene.name!r} has no views for {' and '.join(lacking)}; a training needs both parts of the split.")
+        train, self.rows, self.chunk = scene.subset("train"), rows, chunk
+        self.height, self.width = scene.height, scene.width
+        self.inputs = torch.cat([train.poses.flatten(1), train.intrinsics], 1).to(device=device, dtype=dtype)  # cameras (n, 16)
+        self.targets = train.images.reshape(-1, 3).to(device)  # bytes
+        self.batch_size = min(batch_size, len(self.targets))
+        held_out = scene.subset("test")
+        kept = torch.linspace(0, len(held_out) - 1, min(test_views or len(held_out), len(held_out))).round().long()
+        self.views = [(held_out.poses[k].to(device, dtype), held_out.intrinsics[k].to(device, dtype), held_out.images[k]) for k in kept.tolist()]
+        self.seen = torch.randperm(len(self.targets), generator=stream(0, "seen"))[:seen].to(device)
+        self.epoch, self.order, self.position = None, torch.empty(0, dtype=torch.int64, device=device), 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        "ceil(N / B): 7,813 for a hundred views of 400 x 400 pixels and B = 2,048."
+        return -(-len(self.targets) // self.batch_size)
+
+    def pixels(self, index, generator=None):
+        "(inputs (B, k), targets (B, 3)) of pixels, numbered view by view and row by row; without a generator at the bins' midpoints."
+        view, place = index // (self.height * self.width), index % (self.height * self.width)
+        camera = self.inputs.index_select(0, view)
+        origins, directions = _rays(camera[:, :12].view(-1, 3, 4), camera[:, 12:], torch.stack([place // self.width, place % self.width], -1))
+        return self.rows(origins, directions, generator), self.targets.index_select(0, index).to(self.inputs.dtype) / 255
+
+    def batch(self, generator=None):
+        "(inputs (B, k), targets (B, 3)); the epoch's last batch may be smaller. The generator draws the order and the depths."
+        if self.position >= len(self.order):
+            self._shuffle(int(torch.randint(2**63 - 1, (), generator=generator, device=self.targets.device)), 0)
+        index = self.order[self.position : self.position + self.batch_size]
+        self.position += self.batch_size
+        return self.pixels(index, generator)
+
+    def _shuffle(self, epoch, position):
+        "The order of the epoch of this seed."
+        device = self.targets.device
+        self.epoch, self.position = epoch, position
+        self.order = torch.randperm(len(self.targets), generator=torch.Generator(device).manual_seed(epoch), device=device)
+
+# %% ../nbs/30_train.ipynb #76f31695
+@patch_to(RadianceTask)
+def predict(self, model) -> list:  # of ViewImage
+    "The held-out views as the model sees them."
+    return [render_view(model, pose, intrinsics, self.height, self.width, self.chunk) for pose, intrinsics, _ in self.views]
+
+
+@patch_to(RadianceTask)
+def evaluate(self, model) -> dict:
+    "{'mse', 'psnr' (dB): means over the held-out views of each view's own; 'train_psnr' (dB) of the training rays that every evaluation sees}."
+    errors = [(view.colour.cpu().double() - photograph.double() / 255).square().mean().item() for view, (_, _, photograph) in zip(self.predict(model), self.views)]
+    with torch.no_grad():
+        parts = [(model(x) - y).cpu().double() for x, y in map(self.pixels, self.seen.split(self.chunk))]
+    return {"mse": statistics.fmean(errors), "psnr": statistics.fmean(map(psnr_of_mse, errors)), "train_psnr": psnr_of_mse(torch.cat(parts).square().mean().item())}
+
+
+@patch_to(RadianceTask)
+def state_dict(self):
+    return {"epoch": self.epoch, "position": self.position}
+
+
+@patch_to(RadianceTask)
+def load_state_dict(self, state):
+    if state["epoch"] is not None:
+        self._shuffle(int(state["epoch"]), int(state["position"]))
+
 # %% ../nbs/30_train.ipynb #fe2b2d03
-SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01, "esgd-hidden": None}  # schedule -> default of final_lr_factor (None: there is none)
+SCHEDULES = {"constant": None, "cosine": 0.0, "exponential": 0.01, "steps": 0.1, "esgd-hidden": None}  # schedule -> default of final_lr_factor (None: there is none)
 
 
 def lr_factor(
-    schedule: str,  # "constant", "cosine", "exponential" or "esgd-hidden"
+    schedule: str,  # one of SCHEDULES
     steps: int,  # T
     final: float | None = None,  # factor at t = T; None is the schedule's default
 ):  # function t -> factor
@@ -212,6 +299,8 @@ def lr_factor(
         return hidden_multiplier
     if schedule == "cosine":
         return lambda t: final + (1 - final) * (1 + math.cos(math.pi * min(t, steps) / steps)) / 2
+    if schedule == "steps":
+        return lambda t: final ** (min(3, 4 * t // steps) / 3)
     return lambda t: final ** (min(t, steps) / steps)
 
 # %% ../nbs/30_train.ipynb #c9f854ef

@@ -23,8 +23,8 @@ from .shapes import Rays, _vertex_normals, _write, load_shape
 
 # %% auto #0
 __all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF', 'BLEFF_VARIANT',
-           'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'scene_names', 'default_scene', 'load_scene', 'look_at',
-           'sphere_poses', 'visual_hull']
+           'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'scene_names', 'default_scene', 'load_scene', 'fingerprint',
+           'look_at', 'sphere_poses', 'visual_hull']
 
 # %% ../../nbs/22_scenes.ipynb #95edeb7b
 class _Views:
@@ -508,6 +508,20 @@ def _read_layout(path, size, factor, bounds):
     if factor is not None and kind != "LLFF": raise ValueError(f"factor is {factor!r}, and {path} is no LLFF scene with images_N; use size.")
     if kind == "transforms": return kind, _transforms(path if path.is_file() else path / "transforms.json", bounds)
     return kind, {"BLEFF": _bleff, "Blender": _blender}[kind](path) if kind != "LLFF" else _llff(path, size, factor)
+
+# %% ../../nbs/22_scenes.ipynb #18f54767
+def fingerprint(name_or_path: str | os.PathLike,  # as load_scene
+                ) -> str:  # 64 hex digits
+    "A hash that changes where the files of a scene do: cameras, and names and sizes in bytes of the pictures, which are not read. The errors of load_scene."
+    if isinstance(name_or_path, str) and name_or_path == "knot": return hashlib.sha256(f"knot {load_shape('trefoil').sha256} {KNOT_VIEWS} {KNOT_TURN} {RAYS}".encode()).hexdigest()
+    path, *_ = _found(name_or_path)
+    _, data = _read_layout(path, None, None, None)
+    h = hashlib.sha256()
+    for file in data["files"]:
+        if not file.is_file(): raise FileNotFoundError(f"there is no image {file}, which the scene's cameras name; fetch the data again, or put the image there.")
+        h.update(f"{file.name} {file.stat().st_size}\n".encode())
+    for name in ("poses", "intrinsics"): h.update(np.ascontiguousarray(np.asarray(data[name], dtype="<f8")).tobytes())
+    return h.hexdigest()
 
 # %% ../../nbs/22_scenes.ipynb #1875e05f
 def look_at(centres,  # (n, 3) places of cameras

@@ -1,0 +1,297 @@
+"Radiance fields: the task, the config, the run and its folder, records; on the embedded scene, whose cameras are exact."
+import dataclasses
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inr_precond import claims, figures, metrics, reproduce, runs
+from inr_precond.data.scenes import Scene, fingerprint, sphere_poses
+from inr_precond.optim import Adam
+from inr_precond.render import NeRFField, RadianceField, camera_rays, render_view
+from inr_precond.runs import RunConfig, record, recorded, run, sweep
+from inr_precond.train import RadianceTask, Trainer, stream
+
+SMALL = {"task": "radiance", "scene": "knot", "view_size": 16, "test_views": 2, "samples": 8, "batch_size": 64, "sigma": .3, "density_bias": -2., "hidden_features": 16, "num_layers": 3, "steps": 60, "evaluations": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = RunConfig(**SMALL, recipe="esgd/released", options={"update_every": 10, "warmup": 5})
+    return config, run(config, tmp_path_factory.mktemp("store"))
+
+
+def numbered(train=3, test=2, side=6):
+    "A Scene whose pixels say which one they are: red the view, green the row, blue the column."
+    n = train + test
+    view, row, column = torch.meshgrid(*(torch.arange(k, dtype=torch.uint8) for k in (n, side, side + 2)), indexing="ij")
+    lens = torch.tensor([[side + k, side + 1. + k, side / 2 + 1, side / 2 + .25] for k in range(n)], dtype=torch.float64)  # of each view another
+    return Scene("numbers", torch.stack([view, row, column], -1), sphere_poses(n), lens, 1., 4., {"train": [4, 0, 2][:train], "test": [1, 3][:test]})
+
+
+def rays_alone(origins, directions, generator=None):
+    "Rows that hold the rays and one number of chance."
+    chance = torch.zeros(len(origins), 1) if generator is None else torch.rand(len(origins), 1, generator=generator)
+    return torch.cat([origins, directions, chance], 1)
+
+
+# ---- the task ---------------------------------------------------------------------------------------------------------------------------------
+
+def test_an_epoch_visits_each_training_pixel_once_with_its_own_ray():
+    "Catches held-out pixels in the training, sampling with replacement, a row or column exchanged, and a camera of another view."
+    scene = numbered()
+    task, generator = RadianceTask(scene, rays_alone, batch_size=25), stream(3, "batches")
+    epochs = [[task.batch(generator) for _ in range(task.steps_per_epoch)] for _ in range(2)]
+    for epoch in epochs:
+        inputs, targets = (torch.cat(parts) for parts in zip(*epoch))
+        view, row, column = (targets * 255).round().long().unbind(1)
+        assert sorted(zip(view.tolist(), row.tolist(), column.tolist())) == [(v, i, j) for v in (0, 2, 4) for i in range(6) for j in range(8)]
+        origins, directions = camera_rays(scene.poses[view], scene.intrinsics[view], torch.stack([row, column], 1))
+        torch.testing.assert_close(inputs[:, :6], torch.cat([origins, directions], 1).float(), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(epochs[0][0][1], epochs[1][0][1]) and [len(y) for _, y in epochs[0]][-1] == 144 % 25
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 40), st.integers(1, 200))
+def test_a_resumed_task_goes_on_with_the_same_batches(done, batch):
+    "The checkpoint holds an epoch's seed, not its order: catches another order after the resume, and a position of another epoch."
+    task, generator = RadianceTask(numbered(), rays_alone, batch), stream(1, "batches")
+    for _ in range(done):
+        task.batch(generator)
+    state, at = json.loads(json.dumps(task.state_dict())), generator.get_state()
+    expected = [task.batch(generator) for _ in range(5)]
+    other, generator = RadianceTask(numbered(), rays_alone, batch), torch.Generator()
+    generator.set_state(at)
+    other.load_state_dict(state)
+    assert all(torch.equal(p, q) for made in expected for p, q in zip(made, other.batch(generator)))
+
+
+def test_photographs_lie_in_memory_once_and_as_bytes():
+    "Catches a bank of float colours or of ready-made rays: 16 million pixels would take 200 and 400 MB more."
+    task = RadianceTask(numbered(), rays_alone)
+    assert task.targets.dtype == torch.uint8 and task.inputs.shape == (3, 16) and task.batch_size == 144
+
+
+def test_a_step_asks_the_device_for_nothing(monkeypatch):
+    "Inside an epoch no number is read back: catches a check of the pose, or an .item(), in each batch."
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            assert op is not torch.ops.aten._local_scalar_dense.default
+            return op(*args, **(kwargs or {}))
+
+    field = RadianceField(NeRFField(2, 8, skips=(), colour_features=4), 1., 4., 4, density_noise=.1)
+    task, generator = RadianceTask(numbered(), field.inputs, 20), stream(0, "batches")
+    task.batch(generator)
+    with Watch():
+        inputs, _ = task.batch(generator)
+    assert inputs.shape == (20, 9 + 2 * 4)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True])
+def test_a_batch_size_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match="batch_size is .*2,048 rays"):
+        RadianceTask(numbered(), rays_alone, wrong)
+
+
+def test_a_scene_without_held_out_views_is_refused():
+    with pytest.raises(ValueError, match="has no views for test"):
+        RadianceTask(dataclasses.replace(numbered(), split={"train": range(5)}), rays_alone)
+
+
+def test_the_evaluation_against_pixels_one_by_one():
+    "Catches a PSNR of the mean error in place of the mean PSNR, a training view among the held-out ones, and training rays that are not at midpoints."
+    scene = numbered()
+    field = RadianceField(NeRFField(2, 8, skips=(), colour_features=4, generator=stream(0, "initialisation")), 1., 4., 5)
+    task = RadianceTask(scene, field.inputs, chunk=7)
+    found = task.evaluate(field)
+    errors = [(render_view(field, scene.poses[k].float(), scene.intrinsics[k].float(), 6, 8).colour.double() - scene.images[k] / 255).square().mean().item() for k in (1, 3)]
+    assert found["mse"] == pytest.approx(np.mean(errors), rel=1e-6) and found["psnr"] == pytest.approx(np.mean([-10 * math.log10(e) for e in errors]), rel=1e-6)
+    seen = [(render_view(field, scene.poses[k].float(), scene.intrinsics[k].float(), 6, 8).colour.double() - scene.images[k] / 255).square() for k in (0, 2, 4)]
+    assert found["train_psnr"] == pytest.approx(-10 * math.log10(torch.stack(seen).mean().item()), rel=1e-6)  # 144 pixels, fewer than 4,096: all
+    assert RadianceTask(scene, field.inputs, test_views=1).evaluate(field)["mse"] == pytest.approx(errors[0], rel=1e-6)
+
+
+def test_a_field_that_is_not_finite_is_a_divergence():
+    field = RadianceField(NeRFField(2, 8, skips=(), colour_features=4), 1., 4., 4)
+    trainer = Trainer(field, RadianceTask(numbered(), field.inputs, 20), Adam(field.parameters(), lr=1e-3), 3, stream(0, "batches"))
+    with torch.no_grad():
+        field.field.colour_head.weight.fill_(math.nan)
+    assert trainer.train().status == "diverged" and trainer.loss == "mse"
+
+
+def test_the_steps_schedule():
+    "Four equal stages, the last at the final factor: catches a stage that begins a step late and a factor beyond the last."
+    from inr_precond.train import lr_factor
+    factor = lr_factor("steps", 400, .125)
+    assert [round(factor(t), 6) for t in (0, 99, 100, 199, 200, 300, 399, 400, 1000)] == [1, 1, .5, .5, .25, .125, .125, .125, .125]
+
+
+# ---- the config -------------------------------------------------------------------------------------------------------------------------------
+
+def test_the_tasks_defaults():
+    "Section 4.3 and 7.8: 8 layers of 256, 2,048 rays of 128 points; catches a scene's field in a picture's config."
+    config = RunConfig(task="radiance", scene="knot")
+    assert (config.num_layers, config.hidden_features, config.batch_size, config.samples, config.view_size, config.image, config.shape) == (8, 256, 2048, 128, 400, None, None)
+    assert RunConfig().num_layers == RunConfig(task="occupancy").num_layers == 5 and RunConfig().samples is None
+    assert config.signal == "knot" and config.kind == "scene" and config.label.startswith("knot gaussian")
+
+
+@pytest.mark.parametrize("wrong, words", [({"image": "lion"}, "has no image"), ({"points": 100}, "has no points"), ({"scene": "legoo"}, "did you mean 'lego'"), ({"samples": 0}, "samples is 0"), ({"rule": "right"}, "rule is 'right'"),
+                                          ({"density": "exp"}, "density is 'exp'"), ({"holdout": "first"}, "holdout is 'first'"), ({"ndc": 1}, "ndc is 1"), ({"activation": "gabor", "sigma": None}, "no complex layers"),
+                                          ({"num_layers": 1}, "needs at least 2"), ({"density_noise": -1.}, "density_noise is -1"), ({"scene": 7}, "scene is 7"), ({"initialisation": "zeros"}, "initialisation is 'zeros'")])
+def test_a_wrong_field_is_one_sentence(wrong, words):
+    with pytest.raises((ValueError, TypeError), match=words) as caught:
+        RunConfig(**{**SMALL, **wrong})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_decides_the_training_decides_the_key():
+    "Catches two trainings that share a folder."
+    changes = ({}, {"view_size": 17}, {"test_views": 3}, {"samples": 9}, {"rule": "midpoint"}, {"density": "relu"}, {"density_bias": -1.}, {"density_noise": .1}, {"view_frequencies": 2}, {"centred_layers": 1}, {"initialisation": "xavier"}, {"seed": 1})
+    assert len({RunConfig(**{**SMALL, **change}).key for change in changes}) == len(changes)
+
+
+def test_the_network_is_the_one_of_the_paper():
+    "Catches widths, skips or bounds of another scene: 8 x 256 with the skip at the fifth layer and a 128-wide colour branch."
+    model = runs.network(RunConfig(**{**SMALL, "hidden_features": 256, "num_layers": 8, "view_frequencies": 4, "activation": "relu-pe", "sigma": None, "num_frequencies": 10}))
+    field = model.field
+    assert [layer.weight.shape[1] for layer in field.layers] == [63, 256, 256, 256, 256 + 63, 256, 256, 256] and field.colour_layer.weight.shape == (128, 256 + 27)
+    assert (model.near, model.far, model.samples, model.last) == (2., 4., 8, "far") and torch.equal(model.background, torch.ones(3))
+    two = (runs.network(RunConfig(**SMALL, recipe=name)) for name in ("adam/released", "esgd/released"))
+    assert all(torch.equal(p, q) for p, q in zip(*(m.parameters() for m in two)))
+
+
+def test_a_forward_facing_scene_has_inverse_depth_or_ndc(fern):
+    "BARF's law for LLFF scenes, 1/depth from 1 to 0, and NDC where it is asked for: catches metric bounds in their place."
+    common = {**SMALL, "scene": fern, "view_size": 24}
+    barf, ndc = runs.network(RunConfig(**common)), runs.network(RunConfig(**common, ndc=True))
+    assert (barf.near, barf.far, barf.inverse_depth, barf.background) == (1., math.inf, True, None)
+    assert (ndc.near, ndc.far, ndc.inverse_depth) == (0., 1., False) and ndc.ndc is not None
+
+
+@pytest.fixture
+def fern(tmp_path):
+    "A forward-facing scene of seven photographs in LLFF's layout."
+    from PIL import Image
+    rows = []
+    (tmp_path / "small" / "images").mkdir(parents=True)
+    for k in range(7):
+        Image.fromarray(np.full((24, 32, 3), 30 * k, np.uint8)).save(tmp_path / "small" / "images" / f"{k:03}.png")
+        pose = np.concatenate([np.eye(3)[:, [1, 0, 2]] * [-1, 1, 1], [[.1 * k], [0.], [0.]], [[24.], [32.], [30.]]], 1)
+        rows.append(np.concatenate([pose.ravel(), [2., 9.]]))
+    np.save(tmp_path / "small" / "poses_bounds.npy", np.array(rows))
+    return str(tmp_path / "small")
+
+
+# ---- runs -------------------------------------------------------------------------------------------------------------------------------------
+
+def test_a_run_has_what_the_tables_need(finished):
+    config, done = finished
+    assert sorted(p.name for p in done.folder.iterdir()) == sorted([*runs.RESULTS["radiance"], "metrics.json"])
+    assert list(done.evals) == ["step", "seconds", "cpu_seconds", "mse", "psnr", "train_psnr"]
+    assert done.final["psnr"] == done.evals.psnr.iloc[-1] == pytest.approx(np.mean(done.final["view_psnr"]), abs=1e-4) and len(done.final["view_ssim"]) == 2
+    assert done.final["ssim"] == pytest.approx(np.mean(done.final["view_ssim"])) and done.provenance["data"]["name"] == "knot" and "PSNR" in repr(done)
+
+
+def test_the_weights_are_the_trained_network(finished):
+    "The stored network must give the stored evaluation, bit for bit, and its views the stored metrics."
+    config, done = finished
+    model, scene = done.trained(), config.data().subset("test")
+    assert runs.task_of(config, model=model).evaluate(model)["psnr"] == done.final["psnr"]
+    view = render_view(model, scene.poses[15].float(), scene.intrinsics[15].float(), 16, 16).colour
+    assert metrics.psnr(view, scene.images[15] / 255) == pytest.approx(done.final["view_psnr"][1], abs=1e-9)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path):
+    "Bit for bit, depths included; twice cut."
+    config, done = finished
+    for at in (17, 41):
+        count = iter(range(10_000))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path, stop=lambda at=at, count=count: next(count) >= at)
+    again = run(config, tmp_path)
+    assert again.provenance["resumed_at"] > 17 and again.final == done.final and again.curve.loss.tolist() == done.curve.loss.tolist()
+    assert all(torch.equal(p, q) for p, q in zip(again.trained().parameters(), done.trained().parameters()))
+
+
+def test_a_sweep_of_two_processes_gives_the_numbers_of_one_and_renders_once(finished, tmp_path):
+    config, done = finished
+    first, other = sweep([config, dataclasses.replace(config, seed=1)], tmp_path, workers=2, progress=False)
+    assert first.final == done.final and other.final != done.final and len(list((tmp_path / ".scenes").glob("*.views"))) == 1
+
+
+def test_a_record_keeps_the_numbers_of_each_view(finished, tmp_path):
+    config, done = finished
+    record(done, tmp_path)
+    kept, = recorded([config], tmp_path)
+    assert kept.final == done.final and kept.evals.train_psnr.tolist() == done.evals.train_psnr.tolist() and kept.trained() is None
+
+
+def test_a_diverged_run_has_no_numbers(tmp_path):
+    made = run(RunConfig(**{**SMALL, "activation": "relu", "sigma": None}, recipe="sgd/released", options={"lr": 1e30}), tmp_path)  # a Gaussian would be 0 there, and finite
+    assert made.status == "diverged" and made.final["psnr"] is made.final["view_psnr"] is made.final["lpips"] is None
+
+
+def test_its_hessian_vector_products_belong_to_the_loss():
+    "ESGD's probe on a batch with drawn depths: catches depths that are drawn anew in the second pass."
+    field = RadianceField(NeRFField(2, 6, skips=(), colour_features=4, generator=stream(0, "initialisation"), dtype=torch.float64), 1., 4., 4)
+    task = RadianceTask(numbered(), field.inputs, 20, dtype=torch.float64)
+    from inr_precond.curvature import Problem, hessian, hvp
+    problem = Problem(field, *task.batch(stream(0, "batches")))
+    v = [torch.randn(p.shape, dtype=p.dtype, generator=stream(k, "probes")) for k, p in enumerate(problem.params)]
+    flat = torch.cat([t.reshape(-1) for t in hvp(problem, problem.params, v)])
+    torch.testing.assert_close(flat, hessian(problem, problem.params) @ torch.cat([t.reshape(-1) for t in v]), rtol=1e-9, atol=1e-12)
+
+
+# ---- comparison and batch -----------------------------------------------------------------------------------------------------------------------
+
+def made_up(recipe, seed, last, steps=30_000, scene="lego", size=400):
+    "A run whose training PSNR rises linearly to `last`; held out it is 1 dB lower."
+    step = np.linspace(0, steps, 41).astype(int)
+    level = last * step / steps
+    evals = pd.DataFrame({"step": step, "seconds": step * .1, "cpu_seconds": step * .1, "mse": 10 ** (-level / 10), "psnr": level - 1, "train_psnr": level})
+    config = SimpleNamespace(task="radiance", signal=scene, scene=scene, recipe=recipe, options={}, seed=seed, view_size=size, batch_size=2048, steps=steps, schedule="constant", final_lr_factor=None)
+    return SimpleNamespace(config=config, key=f"{recipe}{seed}", status="finished", diverged_at=None, evals=evals, curve=pd.DataFrame({"step": step[1:], "seconds": step[1:] * .1, "loss": 10 ** (-level[1:] / 10)}),
+                           final={"train_psnr": last, "psnr": last - 1, "best_psnr": last - 1, "ssim": .8, "lpips": .1}, ms_per_step=100., state_floats_per_parameter=2., metrics_sha256="", recorded=False, provenance={})
+
+
+def test_runs_are_compared_by_the_training_psnr_and_show_the_held_out_one():
+    "The paper's iterations are to Adam's training PSNR: catches a comparison by the held-out PSNR."
+    groups = {"Adam": [made_up("adam/released", s, 20.) for s in range(5)], "ESGD released": [made_up("esgd/released", s, 25. + .1 * s) for s in range(5)]}
+    rows = figures.measure(groups)
+    own = rows[rows.method == "ESGD released"]
+    assert own.difference.tolist() == pytest.approx([5 + .1 * s for s in range(5)]) and own.steps_to_target.tolist() == pytest.approx([30_000 * 20 / (25 + .1 * s) for s in range(5)])
+    table = figures.result_table(rows)
+    assert "training PSNR (dB)" in table and "held-out PSNR (dB)" in table and "above (difference +5.20 dB" in figures.conclude(rows, "ESGD released")
+    assert claims.ends_above(rows, "ESGD released", "Adam")["unit"] == "dB"
+    axes = figures.convergence(groups).axes
+    assert {ax.get_xlabel() for ax in axes} >= {"thousands of steps", "training time, whole steps (s)"} and max(axes[0].lines[0].get_xdata()) == 30
+    assert figures.convergence_by_signal(groups).axes
+
+
+def test_short_runs_and_small_views_rank_nothing():
+    assert figures.too_short(300, 400, "radiance") and figures.too_short(200_000, 50, "radiance") and not figures.too_short(200_000, 400, "radiance")
+    assert "too short to rank" in figures.short_note([made_up("adam/released", 0, 20., steps=300)])
+
+
+def test_the_batch_knows_scenes(tmp_path, fern):
+    "A typo ends in a sentence before anything is trained; a changed photograph is seen without reading it."
+    assert reproduce.data_hashes(["knot"]) == {"knot": fingerprint("knot")}
+    with pytest.raises(reproduce.BatchError, match="did you mean 'lego'"):
+        reproduce._found("scene", "legoo")
+    before = fingerprint(fern)
+    from pathlib import Path
+    file = sorted((Path(fern) / "images").iterdir())[2]
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert fingerprint(fern) != before
+    file.unlink()
+    with pytest.raises(ValueError, match="cameras for 7 images .* holds 6"):
+        fingerprint(fern)
