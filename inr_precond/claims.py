@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'FORMS', 'TAIL', 'REPRODUCED', 'REJECTED', 'UNDECIDED', 'NOT_RUN', 'FACTOR', 'DECIBELS', 'END_UNITS', 'E',
-           'J', 'KFAC', 'SHAMPOO', 'RIVALS', 'RELEASED_OR_MENDED', 'OCCUPANCY', 'WARM_RELEASED', 'WARM_MENDED', 'OWN',
-           'CHAPTER', 'BATCH', 'RECORDS', 'SAMPLES', 'BLOCKS', 'Part', 'Claim', 'register', 'claim', 'lower_limit',
-           'limits', 'EvidenceError', 'PartResult', 'judge_part', 'Verdict', 'combine', 'pieces', 'judge', 'race_part',
-           'lead_part', 'lower_part', 'equal_part', 'faster', 'ends_above', 'more_than_half', 'evidence', 'from_rows',
-           'estimators_samples', 'bound_samples', 'adam_samples', 'own_evidence', 'collect', 'unregistered', 'shown',
-           'effect_text', 'table_text']
+           'J', 'KFAC', 'SHAMPOO', 'RIVALS', 'RELEASED_OR_MENDED', 'OCCUPANCY', 'RADIANCE', 'WARM_RELEASED',
+           'WARM_MENDED', 'OWN', 'CHAPTER', 'BATCH', 'RECORDS', 'SAMPLES', 'BLOCKS', 'Part', 'Claim', 'register',
+           'claim', 'lower_limit', 'limits', 'EvidenceError', 'PartResult', 'judge_part', 'Verdict', 'combine',
+           'pieces', 'judge', 'race_part', 'lead_part', 'lower_part', 'equal_part', 'faster', 'ends_above', 'held_out',
+           'more_than_half', 'evidence', 'from_rows', 'estimators_samples', 'bound_samples', 'adam_samples',
+           'own_evidence', 'collect', 'unregistered', 'shown', 'effect_text', 'table_text']
 
 # %% ../nbs/32_claims.ipynb #6a5db43b
 import difflib
@@ -31,7 +31,7 @@ class Part:
     inequality: str              # in words, with what is measured
     unit: str                    # of the differences and of the margin; "ln ratio of ..." is shown as a factor
     margin: float = 0.           # m
-    measure: str = ""            # how `from_rows` takes it from a table of runs: "seconds", "steps", "psnr", "bce", "half"; empty where a notebook computes it
+    measure: str = ""            # how `from_rows` takes it from a table of runs: "seconds", "steps", "psnr", "bce", "half", "held-out"; empty where a notebook computes it
     methods: tuple = ()          # labels of the methods compared, each a name or a tuple of alternatives of which the first found counts
 
 @dataclass(frozen=True)
@@ -353,6 +353,17 @@ _says = "ESGD reaches Adam's final BCE on a shape first, in steps and in whole-s
 register(Claim("esgd-occupancy", _says, "Fig. 6, 15, Sec. 4.2", {form: (race_part(esgd, "Adam", "steps"), race_part(esgd, "Adam"), lower_part("Adam", shampoo)) for form, esgd, shampoo in (("printed", "ESGD released", "Shampoo released"), ("corrected", "ESGD mended", SHAMPOO))},
                "fig06_occupancy_gaussian", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}))
 
+# %% ../nbs/32_claims.ipynb #42cb38ae
+RADIANCE = ("Gaussian", "ReLU", "ReLU-PE")  # networks of Fig. 4 (right) and Tables 2 and 3
+register(Claim("adam-beats-sgd-nerf", "radiance fields, for each network: Adam's final training PSNR is above SGD's", "Fig. 4, Tab. 2, 3",
+               {"printed": tuple(replace(lead_part("Adam", "SGD", name), measure="") for name in RADIANCE)}, "tab02_03_llff_adam_sgd"))
+_says = "on a radiance field ESGD reaches Adam's final training PSNR in fewer steps, and ends at most .5 dB below it on held-out views"
+register(Claim("esgd-nerf", _says, "Tab. 1, 5, 6, Sec. 4.3",
+               {form: (race_part(esgd, "Adam", "steps"), Part("held-out views", f"held-out PSNR of {esgd} - held-out PSNR of Adam > -.5 dB", "dB", -.5, "held-out", (esgd, "Adam"))) for form, esgd in (("printed", "ESGD released"), ("corrected", "ESGD mended"))},
+               "tab05_blender", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}))
+register(Claim("relu-pe-nerf", "for a ReLU-PE radiance field, Adam's final training PSNR is above ESGD's", "Fig. 2, Tab. 4", {"printed": (lead_part("Adam", "ESGD released"),), "corrected": (lead_part("Adam", "ESGD mended"),)},
+               "fig02_tab04_relu_pe", words={form: f"for a ReLU-PE radiance field, Adam's final training PSNR is above ESGD's, {how}" for form, how in RELEASED_OR_MENDED.items()}))
+
 # %% ../nbs/32_claims.ipynb #b50ba17d
 register(Claim("fair-tuning", "with each optimizer tuned under one budget of whole-step seconds, ESGD ends above Adam by more than .3 dB", "not in the paper",
                {"ours": (Part("ESGD above Adam", "PSNR of tuned ESGD - PSNR of tuned Adam, at the end of the longest budget, > .3 dB", "dB", DECIBELS),)}, "fair_tuning"))
@@ -439,6 +450,13 @@ def ends_above(rows,  # of `figures.measure`
         differences.append(float(d) if math.isfinite(d) else None); steps.append(common)
     return {"differences": differences, "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": END_UNITS[goal], "short": _short(np.asarray(steps), rows)}
 
+def held_out(rows, first, second):  # rows of `figures.measure`, of radiance fields
+    "Paired PSNR of held-out views, `first` minus `second` (dB), as evidence; a run that diverged counts as 0 dB."
+    value = lambda row: 0. if row["status"] == "diverged" else row["psnr"]
+    matched = _matched(rows, first, second)
+    differences = [float(value(a) - value(b)) for _, a, b in matched]
+    return {"differences": [d if math.isfinite(d) else None for d in differences], "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": "dB", "short": _short(_pick(rows, first)["steps"], rows)}
+
 def more_than_half(rows, released, mended, reference="Adam"):
     "Paired (released - mended) - (released - reference) / 2 of the final PSNRs (dB), as evidence."
     over, own = ends_above(rows, released, mended, reference), ends_above(rows, released, reference, reference)
@@ -471,7 +489,7 @@ def from_rows(names,  # a claim's name, or several
               rows,  # of `figures.measure`, one row a run
               reference="Adam"):
     "Evidence of claims whose parts compare methods: {claim: {form: evidence}}, for `Experiment.finish`; parts whose methods are not among the rows are left out."
-    makers = {"seconds": lambda m: faster(rows, *m, "seconds", reference), "steps": lambda m: faster(rows, *m, "steps", reference), "psnr": lambda m: ends_above(rows, *m, reference), "bce": lambda m: ends_above(rows, *m, reference), "half": lambda m: more_than_half(rows, *m)}
+    makers = {"seconds": lambda m: faster(rows, *m, "seconds", reference), "steps": lambda m: faster(rows, *m, "steps", reference), "psnr": lambda m: ends_above(rows, *m, reference), "bce": lambda m: ends_above(rows, *m, reference), "half": lambda m: more_than_half(rows, *m), "held-out": lambda m: held_out(rows, *m)}
     found = {}
     for name in (names,) if isinstance(names, str) else names:
         for form, parts in claim(name).forms.items():

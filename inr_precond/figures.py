@@ -393,7 +393,7 @@ def _difference(d, steps):
 
 # %% ../nbs/34_figures.ipynb #5d3fa3b3
 RANKING_STEPS, RANKING_SIZE = 7680, 128  # of an image: fewer steps, or fewer pixels a side, rank nothing
-RANKING = {"image": (RANKING_STEPS, RANKING_SIZE), "occupancy": (2000, 8192), "radiance": (20_000, 100)}  # steps and size; of shapes (points of a batch) and scenes (pixels) provisional: no study of seeds and lengths has been made
+RANKING = {"image": (RANKING_STEPS, RANKING_SIZE), "occupancy": (2000, 8192), "radiance": (20_000, 50)}  # steps and size; of shapes (points of a batch) and scenes (pixels) provisional: no study of seeds and lengths has been made
 
 def too_short(steps, size=256, task="image"):  # steps: of the run; size: pixels a side, or points of a batch
     "True where a run says nothing about the order of the methods."
@@ -643,12 +643,12 @@ def _dig(tree, path):
     return tree
 
 # %% ../nbs/34_figures.ipynb #038fb045
-def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None):
+def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None, grouped=by_method):  # grouped: runs -> {label: runs}
     "The records of these configs as figure, table and sentences of conclusion; returns the rows of `measure`, None where there is no record."
     from inr_precond import runs as store
     kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
     if not kept: print("No record of these runs in results/recorded."); return None
-    groups = by_method(kept); rows = measure(groups, reference)
+    groups = grouped(kept); rows = measure(groups, reference)
     shown = {"image": "Training MSE (top) and PSNR of the whole image (bottom)", "occupancy": "Training BCE (top), BCE of the evaluation points (middle) and IoU (bottom)", "radiance": "Training MSE (top), PSNR of training rays (middle) and of held-out views (bottom)"}[kept[0].config.task]
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
     self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), f"{name}_convergence",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import figures
 from .data.shapes import default_shape
-from .runs import RunConfig
+from .runs import RunConfig, on_device
 
 # %% ../nbs/41_occupancy.ipynb #35331c1b
 PAPER = ("armadillo", "bimba", "gargoyle", "dragon")  # the shapes of Figure 6
@@ -93,13 +93,14 @@ def configs(
     recipes: Iterable[str],
     pairs: list,  # [(shape, seed)]
     steps: int | None = None,  # of every method; None: the plan's
+    device: str = "cpu",
     **network,  # fields of RunConfig; none: Figure 6's Gaussian network
 ) -> list:  # of RunConfig, methods first
     "The runs of these methods on these pairs; a method that the scale leaves out has none."
     s = SETTINGS[scale]
     common = {"task": "occupancy", "points": s.points, "batch_size": s.batch_size, "evaluations": s.evaluations, "hidden_features": s.hidden_features, **(network or GAUSSIAN)}
     lengths = {name: steps_of(name, scale) for name in recipes}
-    return [RunConfig(**common, recipe=name, steps=steps or own, shape=shape, seed=seed) for name, own in lengths.items() if own for shape, seed in pairs]
+    return [RunConfig(**common, **on_device(device, name), recipe=name, steps=steps or own, shape=shape, seed=seed) for name, own in lengths.items() if own for shape, seed in pairs]
 
 # %% ../nbs/41_occupancy.ipynb #27182520
 def differences(

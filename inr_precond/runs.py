@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'DEVICES', 'FORMAT', 'HELD_OUT', 'TASK_CLASSES', 'LEVELS', 'PAYLOAD', 'RESULTS',
            'RECORDS', 'Options', 'require_device', 'canonical_json', 'key_hash', 'image_data', 'shape_data',
-           'scene_data', 'Identity', 'RunConfig', 'network', 'task_of', 'trainer', 'level_text', 'eval_columns',
-           'damage', 'Run', 'processor', 'commit', 'provenance', 'final_metrics', 'final_occupancy', 'final_radiance',
-           'locked', 'active', 'RunError', 'prepare_store', 'run', 'record', 'OtherFormat', 'RecordedRun', 'recorded',
-           'progress_line', 'display_mode', 'Pace', 'Display', 'Processes', 'SweepError', 'cost', 'default_workers',
-           'sweep']
+           'scene_data', 'Identity', 'TaskFields', 'RunConfig', 'on_device', 'network', 'task_of', 'trainer',
+           'level_text', 'eval_columns', 'damage', 'Run', 'processor', 'commit', 'provenance', 'final_metrics',
+           'final_occupancy', 'final_radiance', 'locked', 'active', 'RunError', 'prepare_store', 'run', 'record',
+           'OtherFormat', 'RecordedRun', 'recorded', 'progress_line', 'display_mode', 'Pace', 'Display', 'Processes',
+           'SweepError', 'cost', 'default_workers', 'sweep']
 
 # %% ../nbs/31_runs.ipynb #44b34d41
 import contextlib
@@ -72,6 +72,8 @@ TASKS = {  # task -> its own fields, the signal's first, and their defaults
 }
 _OWN = dict.fromkeys(name for own in TASKS.values() for name in own if name not in ("batch_size", "num_layers"))  # fields that only one task has
 DTYPES, DEVICES = ("float32", "float64"), ("cpu", "cuda", "mps", "xpu")
+
+# %% ../nbs/31_runs.ipynb #4207bc30
 _TINY = sys.float_info.min
 _RANGES = {  # field -> (type, lowest, highest)
     "image_size": (int, 2, 8000),
@@ -221,7 +223,7 @@ def _check_own_parameters(config):
     if config.task == "radiance":
         _check_radiance(config)
 
-
+# %% ../nbs/31_runs.ipynb #fdb96f36
 def _check_radiance(config):
     "Refuse what a radiance field cannot be."
     for name, known in (("rule", RULES), ("density", DENSITIES), ("initialisation", INITIALISATIONS), *([] if config.holdout is None else [("holdout", HOLDOUTS)])):
@@ -278,7 +280,7 @@ def image_data(
 def _image_data(name, size, *_):
     return load_image(name, size)
 
-
+# %% ../nbs/31_runs.ipynb #4b4c43f7
 def shape_data(
     name: str,  # a shape's name or path
 ):  # Shape
@@ -363,10 +365,10 @@ def _explicit(config):
     values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
     return {k: v for k, v in values.items() if v is not None and (k, v) != ("step_mode", "eager")}  # as before there was another mode
 
-# %% ../nbs/31_runs.ipynb #c02ffe7c
+# %% ../nbs/31_runs.ipynb #c7b47fe6
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RunConfig(Identity):
-    "Everything that determines a training run; immutable, validated. Equal configs name the same run; configs of the same run need not be equal (one image, by two paths): compare `key` for that."
+class TaskFields:
+    "The fields of a RunConfig that say what is fitted; None where the task has no such field."
 
     task: str = "image"  # one of TASKS, whose defaults take the place of None in a field of its own
     image: str | None = None  # a name (data.images.image_names()) or a path
@@ -388,6 +390,12 @@ class RunConfig(Identity):
     view_frequencies: int | None = None  # of the viewing direction's positional encoding; 0: none
     centred_layers: int | None = None  # first layers whose pre-activations lose their mean (GARF)
     initialisation: str | None = None  # of a radiance field: one of render.INITIALISATIONS
+
+# %% ../nbs/31_runs.ipynb #c02ffe7c
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RunConfig(TaskFields, Identity):
+    "Everything that determines a training run; immutable, validated. Equal configs name the same run; configs of the same run need not be equal (one image, by two paths): compare `key` for that."
+
     activation: str = "gaussian"  # one of ACTIVATIONS
     sigma: float | None = None  # Gaussian; None: .05
     omega: float | None = None  # sine (None: 30), wavelet and gabor (None: 10)
@@ -398,7 +406,7 @@ class RunConfig(Identity):
     recipe: str = "adam/released"  # one of recipes.recipes()
     options: dict = field(default_factory=dict)  # overrides of the recipe's options
     schedule: str = "constant"  # of the learning rate: one of train.SCHEDULES
-    final_lr_factor: float | None = None  # None: cosine 0, exponential .01
+    final_lr_factor: float | None = None  # None: cosine 0, exponential .01, steps .1
     steps: int = 7680
     batch_size: int | None = None  # pixels, points or rays a step
     seed: int = 0  # of initialisation, batches and probes
@@ -435,6 +443,15 @@ class RunConfig(Identity):
         "The fields as given, those of the task filled in, None for another default; from_dict takes it back."
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"options": dict(self.options)}
 
+# %% ../nbs/31_runs.ipynb #55309ccf
+def on_device(
+    device: str,  # of a RunConfig
+    name: str,  # of a recipe
+) -> dict:  # fields of RunConfig
+    "The device, and on CUDA the step as graphs where the recipe's optimizer can be recorded."
+    graph = device.startswith("cuda") and getattr(recipe(name).optimizer, "recordable", False)
+    return {"device": device, "step_mode": "graph" if graph else "eager"}
+
 # %% ../nbs/31_runs.ipynb #82602b63
 def network(
     config: RunConfig,
@@ -467,7 +484,7 @@ def _radiance_field(config, parts):
     near, far = (0.0, 1.0) if config.ndc else (1.0, math.inf) if inverse else (scene.near, scene.far)
     return RadianceField(field, near, far, config.samples, inverse_depth=inverse, background=scene.background, rule=config.rule, density_noise=config.density_noise, ndc=ndc)
 
-
+# %% ../nbs/31_runs.ipynb #0a6663e2
 HELD_OUT = 3 * 2**15  # points on which an occupancy field is evaluated
 
 
@@ -689,7 +706,7 @@ def final_occupancy(
     last = history.evals[-1] if history.status == "finished" else dict.fromkeys(OccupancyTask.columns)
     return {name: last[name] for name in OccupancyTask.columns} | {"best_iou": best["iou"], "best_step": best["step"]}
 
-
+# %% ../nbs/31_runs.ipynb #1fe965f0
 def final_radiance(
     history,  # of the training
     pictures,  # a function that gives the held-out views as rendered, each (H, W, 3)
