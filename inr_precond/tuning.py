@@ -243,7 +243,7 @@ CONTESTANTS = (
     Contestant("Adam", "adam/released", 1.0, first_order(5e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3)),
     Contestant("ESGD mended", "esgd/mended", 1.05, with_curvature(1.0, 2.0, 4.0, 8.0, beta2=(0.9, 0.95, 0.999))),
     Contestant("ESGD released", "esgd/released", 1.05, with_curvature(0.6, 1.2, 2.4, 4.8, beta2=(0.9, 0.95, 0.999))),
-    Contestant("AdaHessian(E)", "adahessian-e/released", 3.0, with_curvature(0.3, 0.6, 1.2, 2.4, beta2=(0.95, 0.99, 0.999))),
+    Contestant("AdaHessian(E)", "adahessian-e/released", 3.0, with_curvature(0.6, 1.2, 2.4, 4.8, beta2=(0.95, 0.99, 0.999))),
     Contestant("AdaHessian(J)", "adahessian-j/mended", 3.0, with_curvature(0.005, 0.015, 0.05, 0.15, beta2=(0.95, 0.99, 0.999))),
     Contestant("K-FAC", "kfac/paper", 1.6, with_curvature(0.01, 0.03, 0.1, 0.3, beta2=(0.95, 0.99), damping=(0.01, 0.1, 1.0), fisher=("exact",), stats_every=(10,))),
     Contestant("Shampoo", "shampoo/amortized", 1.5, with_curvature(1e-4, 2e-4, 4e-4, 8e-4, beta2=(0.9, 0.95, 0.999), accumulate=("ema",), graft=("adam",), stats_every=(10,))),
