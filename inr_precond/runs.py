@@ -622,7 +622,7 @@ class Run:
 
     def trained(self):
         "The trained network of an occupancy or radiance field's run, on the CPU."
-        model = network(replace(self.config, device="cpu"))
+        model = network(replace(self.config, device="cpu", step_mode="eager"))
         with np.load(self.folder / "weights.npz") as file:
             model.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
         return model

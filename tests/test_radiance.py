@@ -212,6 +212,14 @@ def test_the_weights_are_the_trained_network(finished):
     assert metrics.psnr(view, scene.images[15] / 255) == pytest.approx(done.final["view_psnr"][1], abs=1e-9)
 
 
+def test_what_a_gpu_trained_is_read_on_the_cpu(finished):
+    "Catches a step mode that the CPU refuses, which would lose every run recorded as graphs."
+    _, done = finished
+    elsewhere = runs.Run(done.folder)
+    elsewhere.config = dataclasses.replace(done.config, device="cuda", step_mode="graph")
+    assert all(torch.equal(p, q) for p, q in zip(elsewhere.trained().parameters(), done.trained().parameters()))
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(finished, tmp_path):
     "Bit for bit, depths included; twice cut."
     config, done = finished
