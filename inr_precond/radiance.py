@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'published',
-           'rate_of', 'Setting', 'available', 'scenes_of', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'comparison',
-           'views_figure', 'rendered', 'path_of', 'film']
+           'rate_of', 'Setting', 'available', 'scenes_of', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'baselines',
+           'comparison', 'views_figure', 'rendered', 'path_of', 'film']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from . import figures
 from .data.scenes import BLEFF, BLENDER, LLFF, fingerprint
 from .render import RadianceField, orbit, render_view, spiral
 from .runs import RunConfig, on_device
-from .train import psnr_of_mse
+from .train import evaluated_views, psnr_of_mse
 
 # %% ../nbs/42_radiance.ipynb #d70d8f45
 # table, scene, then for Adam and the other optimizer: training PSNR (dB), [thousands of iterations, seconds of update steps,] test PSNR (dB), SSIM, LPIPS
@@ -193,10 +194,14 @@ def baseline(
 ) -> float:  # dB
     "Mean PSNR of the evaluated held-out views where every pixel has the mean colour of the training views."
     scene = config.data()
-    held_out = scene.subset("test").images
-    kept = held_out[torch.linspace(0, len(held_out) - 1, min(config.test_views or len(held_out), len(held_out))).round().long()]
+    kept = scene.images[evaluated_views(scene, config.test_views)]
     mean = scene.subset("train").images.double().mean((0, 1, 2))
     return float(np.mean([psnr_of_mse((view.double() - mean).square().mean().item() / 255**2) for view in kept]))
+
+
+def baselines(configs: Iterable[RunConfig]) -> dict:  # name of a scene, as in the tables of runs -> dB
+    "baseline of each scene."
+    return {Path(signal).stem: baseline(config) for signal, config in {config.signal: config for config in configs}.items()}
 
 
 _HERE = {"scene": "scene", "method": "method", "steps": "steps", "train_psnr": "training PSNR (dB)", "steps_to_target": "steps to Adam's", "seconds_to_target": "seconds to it, whole steps", "psnr": "held-out PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
@@ -213,7 +218,8 @@ def comparison(
     printed, lines = published(number).set_index(["scene", "optimizer"]), []
     for (scene, name), own in rows.groupby(["scene", "method"], sort=False):
         line = {words: scene if key == "scene" else name if key == "method" else float(own[key].astype(float).mean()) for key, words in _HERE.items()}
-        line["steps to Adam's"] = float(own["steps_to_target"].median()) if own["steps_to_target"].notna().all() else np.nan
+        for unit in ("steps", "seconds"):  # where a run never arrived, no mean of those that did
+            line[_HERE[f"{unit}_to_target"]] = float(own[f"{unit}_to_target"].median()) if own[f"{unit}_to_target"].notna().all() else np.nan
         recipe, kind = own["recipe"].iloc[0].split("/")
         facts = printed.loc[scene, recipe] if (scene, recipe) in printed.index and kind == "released" else None
         lines.append(line | {f"published {k}": np.nan if facts is None else facts[k] for k in PUBLISHED})
@@ -230,8 +236,10 @@ def views_figure(
     shown = {name: run for name, runs in groups.items() for run in [r for r in runs if r.status == "finished" and not r.recorded][:1]}
     if not shown:
         return None
-    scene = next(iter(shown.values())).config.data().subset("test")
-    photograph = scene.images[view].numpy() / 255
+    config = next(iter(shown.values())).config
+    scene = config.data()
+    place_of = evaluated_views(scene, config.test_views)[view]
+    photograph = scene.images[place_of].numpy() / 255
     figure, axes = figures.new_figure(3, len(shown) + 1, (1.9 * (len(shown) + 1), 1.9 * 3 * scene.height / scene.width + 1.1))
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -240,7 +248,7 @@ def views_figure(
     axes[0, 0].imshow(photograph)
     axes[0, 0].set_title("photograph", fontsize=9)
     for place, (name, run) in enumerate(shown.items(), 1):
-        made = rendered(run.trained(), scene, view)
+        made = rendered(run.trained(), scene, place_of)
         error = np.abs(made.colour.numpy().clip(0, 1) - photograph).mean(-1)
         axes[0, place].imshow(made.colour.numpy().clip(0, 1))
         axes[0, place].set_title(f"{name}\n{run.final['view_psnr'][view]:.1f} dB", fontsize=9)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'STEP_MODES', 'configure_process', 'stream_seed', 'stream', 'psnr_of_mse', 'ImageTask', 'OccupancyTask',
-           'RadianceTask', 'lr_factor', 'History', 'block_length', 'evaluation_steps', 'BadCheckpoint',
-           'write_atomically', 'save_checkpoint', 'load_checkpoint', 'stop_signals', 'clock',
+           'evaluated_views', 'RadianceTask', 'lr_factor', 'History', 'block_length', 'evaluation_steps',
+           'BadCheckpoint', 'write_atomically', 'save_checkpoint', 'load_checkpoint', 'stop_signals', 'clock',
            'state_floats_per_parameter', 'scalar_writer', 'Dials', 'cuda_graph', 'taped', 'GraphStep', 'Resumable',
            'Reporting', 'Blocks', 'Trainer']
 
@@ -196,6 +196,15 @@ class OccupancyTask:
         self.order, self.position = state["order"].to(self.inputs.device), int(state["position"])
 
 # %% ../nbs/30_train.ipynb #e9e9e5f3
+def evaluated_views(
+    scene,  # Scene of chapter 22
+    count: int = 0,  # at most; 0: all
+) -> list:  # indices among the scene's views
+    "The held-out views of an evaluation, evenly spaced."
+    held_out = list(scene.split["test"])
+    return [held_out[k] for k in torch.linspace(0, len(held_out) - 1, min(count or len(held_out), len(held_out))).round().long().tolist()]
+
+# %% ../nbs/30_train.ipynb #ee7d7c21
 class RadianceTask:
     "Fit a radiance field to photographs: mini-batches of pixels of all training views, drawn on the device without replacement in each epoch, and an evaluation on whole views that are held out."
 
@@ -222,9 +231,7 @@ class RadianceTask:
         self.inputs = torch.cat([train.poses.flatten(1), train.intrinsics], 1).to(device=device, dtype=dtype)  # cameras (n, 16)
         self.targets = train.images.reshape(-1, 3).to(device)  # bytes
         self.batch_size = min(batch_size, len(self.targets))
-        held_out = scene.subset("test")
-        kept = torch.linspace(0, len(held_out) - 1, min(test_views or len(held_out), len(held_out))).round().long()
-        self.views = [(held_out.poses[k].to(device, dtype), held_out.intrinsics[k].to(device, dtype), held_out.images[k]) for k in kept.tolist()]
+        self.views = [(scene.poses[k].to(device, dtype), scene.intrinsics[k].to(device, dtype), scene.images[k]) for k in evaluated_views(scene, test_views)]
         self.seen = torch.randperm(len(self.targets), generator=stream(0, "seen"))[:seen].to(device)
         self.epoch, self.order, self.position = None, torch.empty(0, dtype=torch.int64, device=device), 0
 

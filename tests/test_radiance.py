@@ -380,11 +380,20 @@ def test_the_mean_colour_is_worth_what_it_is(finished):
     assert radiance.baseline(config) == pytest.approx(np.mean([-10 * math.log10(((v - train.reshape(-1, 3).mean(0)) ** 2).mean()) for v in test]))
 
 
+def test_baselines_are_named_as_the_tables_name_scenes(fern, monkeypatch):
+    "A BLEFF scene is called bleff/balls and stands as balls in a table of runs: catches a name that no row has."
+    config = RunConfig(**{**SMALL, "scene": fern, "view_size": 24})
+    rows = figures.measure({"Adam": [made_up("adam/released", 0, 20., scene="bleff/balls")]})
+    assert list(radiance.baselines([config, config])) == ["small"] and rows.scene.tolist() == ["balls"]
+
+
 def test_the_table_beside_the_published_one(finished):
     "Catches published numbers beside another optimizer's, and a mended method that is given the released one's."
     rows = figures.measure({"Adam": [made_up("adam/released", 0, 20.)], "ESGD released": [made_up("esgd/released", 0, 25.)], "ESGD mended": [made_up("esgd/mended", 0, 15.)]})
     table = radiance.comparison(5, rows, {"lego": 11.})
     assert table.loc[("lego", "ESGD released"), "published iterations"] == 80 and table.loc[("lego", "Adam"), "published psnr"] == 25.37 and math.isnan(table.loc[("lego", "ESGD mended"), "published psnr"])
+    half = figures.measure({"Adam": [made_up("adam/released", s, 20.) for s in (0, 1)], "ESGD released": [made_up("esgd/released", 0, 25.), made_up("esgd/released", 1, 15.)]})
+    assert math.isnan(radiance.comparison(5, half, {}).loc[("lego", "ESGD released"), "seconds to it, whole steps"])  # one of two never arrived
     assert table.loc[("lego", "ESGD released"), "steps to Adam's"] == pytest.approx(24_000) and math.isnan(table.loc[("lego", "ESGD mended"), "steps to Adam's"]) and table.loc[("lego", "mean colour"), "held-out PSNR (dB)"] == 11.
 
 
@@ -398,6 +407,9 @@ def test_the_views_are_drawn(finished):
     config, done = finished
     drawn = radiance.views_figure({"ESGD released": [done]}, "a title")
     assert len(drawn.axes) == 3 * 2 + 1 and "dB" in drawn.axes[1].get_title()
+    last = radiance.views_figure({"ESGD released": [done]}, view=1)  # the second evaluated view is the last of sixteen, not the second
+    photograph = config.data().subset("test").images[15].numpy() / 255
+    assert np.array_equal(last.axes[0].images[0].get_array(), photograph) and f"{done.final['view_psnr'][1]:.1f} dB" in last.axes[1].get_title()
     assert radiance.views_figure({"ESGD released": [SimpleNamespace(status="finished", recorded=True)]}) is None
 
 
