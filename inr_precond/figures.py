@@ -115,7 +115,7 @@ MEASURES = {
                          {"bce": ("final BCE", 4), "iou": ("final IoU", 4), "iou_surface": ("IoU near the surface", 4), "best_iou": ("best IoU", 4)}, "ln({}'s BCE / BCE)", "ln of the ratio", "", "lower", "higher"),
     "radiance": Measure("scene", "view_size", "views of {0} pixels", (("loss", "curve", "training MSE (mean of mini-batches)"), ("train_psnr", "evals", "PSNR of training rays (dB)"), ("psnr", "evals", "PSNR of held-out views (dB)")),
                         "psnr", "train_psnr", 1, "training PSNR", "training PSNR (dB)", "{:.1f} dB", DIVERGED_PSNR, "0 dB",
-                        {"train_psnr": ("training PSNR (dB)", 2), "psnr": ("held-out PSNR (dB)", 2), "best_psnr": ("best PSNR (dB)", 2), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3)}, "training PSNR minus {}'s (dB)", "difference", " dB", "above", "below")}
+                        {"train_psnr": ("training PSNR (dB)", 2), "psnr": ("held-out PSNR (dB)", 2), "best_psnr": ("best PSNR (dB)", 2), "ssim": ("SSIM", 3), "ssim_zeros": ("SSIM, zeros around", 3), "lpips": ("LPIPS", 3)}, "training PSNR minus {}'s (dB)", "difference", " dB", "above", "below")}
 
 def _number(final, key): return math.nan if (final or {}).get(key) is None else float(final[key])
 

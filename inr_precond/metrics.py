@@ -18,7 +18,7 @@ from .data.images import data_root, expected_root
 from .data.shapes import Shape, _package, sample_surface
 
 # %% auto #0
-__all__ = ['mse', 'psnr', 'ssim', 'lpips_weights', 'lpips', 'iou', 'SurfaceDistances', 'surface_distances']
+__all__ = ['BORDERS', 'mse', 'psnr', 'ssim', 'lpips_weights', 'lpips', 'iou', 'SurfaceDistances', 'surface_distances']
 
 # %% ../nbs/24_metrics.ipynb #4854846e
 def _pair(pred, target, data_range=None):
@@ -63,13 +63,20 @@ def _images(pred, target, smallest, what):
         raise ValueError(f"the images have shape {tuple(pred.shape)}; {what} needs (H, W, 3) with sides of at least {smallest} pixels.")
     return pred.clamp(0, 1), target
 
+BORDERS = ("cropped", "zeros")
+
 def ssim(pred,  # (H, W, 3) image; clipped to [0, 1]
          target,  # (H, W, 3) image in [0, 1]
+         border: str = "cropped",  # whether pixels whose window leaves the image count: "cropped", they do not; "zeros", they do, and see zeros there (BARF)
          ) -> float:  # at most 1; 1 for identical images
     "Structural similarity (Wang et al., 2004): 11 x 11 Gaussian window, sigma 1.5, by scikit-image."
-    pred, target = _images(pred, target, 11, "SSIM")
+    if border not in BORDERS: raise ValueError(f"border is {border!r}; give 'cropped' (the mean over pixels whose window lies inside) or 'zeros' (over all pixels, zeros beyond the edge).")
+    images = _images(pred, target, 11, "SSIM")
     from skimage.metrics import structural_similarity
-    return float(structural_similarity(target.numpy(), pred.numpy(), gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1., channel_axis=-1))
+    if border == "zeros": images = (torch.nn.functional.pad(image, (0, 0, 5, 5, 5, 5)) for image in images)  # half a window
+    pred, target = (image.numpy() for image in images)
+    mean, values = structural_similarity(target, pred, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1., channel_axis=-1, full=True)
+    return float(mean if border == "cropped" else values[5:-5, 5:-5].mean())
 
 # %% ../nbs/24_metrics.ipynb #a00ada5d
 def lpips_weights() -> Path | None:  # file of AlexNet's convolution weights, or None

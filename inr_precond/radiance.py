@@ -204,7 +204,7 @@ def baselines(configs: Iterable[RunConfig]) -> dict:  # name of a scene, as in t
     return {Path(signal).stem: baseline(config) for signal, config in {config.signal: config for config in configs}.items()}
 
 
-_HERE = {"scene": "scene", "method": "method", "steps": "steps", "train_psnr": "training PSNR (dB)", "steps_to_target": "steps to Adam's", "seconds_to_target": "seconds to it, whole steps", "psnr": "held-out PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
+_HERE = {"scene": "scene", "method": "method", "steps": "steps", "train_psnr": "training PSNR (dB)", "steps_to_target": "steps to Adam's", "seconds_to_target": "seconds to it, whole steps", "psnr": "held-out PSNR (dB)", "ssim": "SSIM", "ssim_zeros": "SSIM, zeros around", "lpips": "LPIPS"}
 
 
 def comparison(

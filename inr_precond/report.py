@@ -40,17 +40,17 @@ def clock(seconds):
 # %% ../nbs/35_report.ipynb #3a9121fc
 @lru_cache(maxsize=512)
 def _encoded(path, changed, width):
-    "Curves as a PNG of 128 colours, photographs (which that would not make small) as a JPEG; the file itself where it is no larger."
+    "A WebP: of curves without loss beyond 128 colours, of photographs (which that would not make small) with loss; the file itself where it is no larger."
     from PIL import Image
-    raw, made, kind = Path(path).read_bytes(), io.BytesIO(), "png"
+    raw, made = Path(path).read_bytes(), io.BytesIO()
     with Image.open(io.BytesIO(raw)) as picture:
         first = picture.size
         size = first if first[0] <= width else (width, max(1, round(first[1] * width / first[0])))
         small = picture.convert("RGB") if size == first else picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        small.quantize(128, dither=Image.Dither.NONE).save(made, "PNG")
-        if made.tell() > .18 * size[0] * size[1]: made, kind = io.BytesIO(), "jpeg"; small.save(made, "JPEG", quality=85)
+        small.quantize(128, dither=Image.Dither.NONE).convert("RGB").save(made, "WEBP", lossless=True, quality=60, method=2)
+        if made.tell() > .13 * size[0] * size[1]: made = io.BytesIO(); small.save(made, "WEBP", quality=80, method=2)
     if size == first and len(raw) <= made.tell(): return "data:image/png;base64," + base64.b64encode(raw).decode(), size
-    return f"data:image/{kind};base64,{base64.b64encode(made.getvalue()).decode()}", size
+    return f"data:image/webp;base64,{base64.b64encode(made.getvalue()).decode()}", size
 
 def inline(path,  # a PNG file
            width=1800):  # pixels; a wider picture is scaled down to it

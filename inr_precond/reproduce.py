@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
-           'library_hash', 'data_hashes', 'run_hashes', 'records_hash', 'before_execution', 'after_execution', 'why',
-           'read_state', 'data_setting', 'records_setting', 'start_notebook', 'stop_notebook', 'failure', 'Display',
-           'active_runs', 'Job', 'recall', 'machine', 'execute', 'gather', 'judge', 'run_batch', 'only_batch',
-           'disk_sentence', 'arguments', 'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'show_list',
-           'summary', 'verdict_lines', 'stoppable', 'main']
+           'library_hash', 'data_hashes', 'given_paths', 'run_hashes', 'records_hash', 'before_execution',
+           'after_execution', 'why', 'read_state', 'data_setting', 'records_setting', 'start_notebook', 'stop_notebook',
+           'failure', 'Display', 'active_runs', 'Job', 'recall', 'machine', 'execute', 'gather', 'judge', 'run_batch',
+           'only_batch', 'disk_sentence', 'arguments', 'check_common', 'given_parameters', 'notebooks_folder',
+           'prepare', 'show_list', 'summary', 'verdict_lines', 'stoppable', 'main']
 
 # %% ../nbs/33_reproduce.ipynb #e7a58103
 import argparse
@@ -102,18 +102,25 @@ def library_hash():
     files = sorted(p for p in root.rglob("*.py") if p.name not in skip)
     return digest([(p.relative_to(root).as_posix(), re.sub(r"(?m)^# %%.*$", "", p.read_text(encoding="utf-8"))) for p in files])
 
-def data_hashes(names):  # names of images, shapes and scenes, as experiments record them
+def data_hashes(names):  # names of images, shapes and scenes, as experiments record them, and paths, as parameters give them
     "Hash of each image, shape or scene as it is now: {name: hash, or None where the data are not here}."
-    if not names: return {}
-    from inr_precond.data.images import load_image
-    from inr_precond.data.scenes import fingerprint, scene_names
-    from inr_precond.data.shapes import load_shape, shape_names
-    of = lambda name: fingerprint(name) if name in scene_names() or name.startswith("bleff/") else (load_shape if name in shape_names() else load_image)(name).sha256
     hashes = {}
     for name in names:
-        try: hashes[name] = of(name)
+        try: hashes[name] = _data_hash(name)
         except (OSError, ValueError): hashes[name] = None
     return hashes
+
+def _data_hash(name):
+    from inr_precond.data import images, scenes, shapes
+    if name in shapes.shape_names(): return shapes.load_shape(name).sha256
+    if name in images.image_names(): return images.load_image(name).sha256
+    scene = name in scenes.scene_names() or name.startswith("bleff/") or Path(name).is_dir() or Path(name).suffix == ".json"
+    return scenes.fingerprint(name) if scene else hashlib.sha256(Path(name).read_bytes()).hexdigest()
+
+def given_paths(parameters):
+    "The paths among the parameters `image`, `shape` and `scene`, of which the last may be several with commas between."
+    given = [parameters.get(kind) for kind in ("image", "shape", "scene")]
+    return [part.strip() for value in given if isinstance(value, str) for part in (value.split(",") if not Path(value).exists() else [value]) if Path(part.strip()).exists()]
 
 # %% ../nbs/33_reproduce.ipynb #4ea4de9e
 def run_hashes(out, record):
@@ -141,7 +148,8 @@ def before_execution(path, parameters):
 
 def after_execution(out, record, parameters):
     "Hashes of the data, runs and records that a notebook has used, and the image that stood for `image=None`."
-    used = {"data": data_hashes(sorted({d["name"] for d in record.get("data", [])})), "runs": {r["key"]: r.get("metrics_sha256") for r in record.get("runs", [])}, "records": records_hash(record)}
+    names = {d["name"] for d in record.get("data", [])} | set(given_paths(parameters))
+    used = {"data": data_hashes(sorted(names)), "runs": {r["key"]: r.get("metrics_sha256") for r in record.get("runs", [])}, "records": records_hash(record)}
     if used["data"] and parameters.get("image") is None:
         from inr_precond.data.images import default_image
         used["default"] = default_image()

@@ -53,7 +53,7 @@ from .data.shapes import Sampling, load_shape, sample_points, shape_names
 from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet
 from .recipes import recipe, recipes
 from .render import DENSITIES, INITIALISATIONS, NDC, RULES, NeRFField, RadianceField
-from .train import SCHEDULES, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, RadianceTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
+from .train import SCHEDULES, PRODUCTS, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, RadianceTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
 
 # %% ../nbs/31_runs.ipynb #14ee0229
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
@@ -363,7 +363,7 @@ def _explicit(config):
     defaults = {k: p.default for k, p in inspect.signature(chosen.optimizer).parameters.items() if p.default is not p.empty and k != "seed"}
     options = {k: v for k, v in {**defaults, **chosen.options, **config.options}.items() if v or v != defaults.get(k)}
     values = {**config.to_dict(), **own, "final_lr_factor": final, "optimizer": chosen.optimizer.__name__, "options": options, "device": torch.device(config.device).type}
-    return {k: v for k, v in values.items() if v is not None and (k, v) != ("step_mode", "eager")}  # as before there was another mode
+    return {k: v for k, v in values.items() if v is not None and (k, v) not in (("step_mode", "eager"), ("products", "float32"))}  # as before there was another
 
 # %% ../nbs/31_runs.ipynb #c7b47fe6
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -414,9 +414,10 @@ class RunConfig(TaskFields, Identity):
     device: str = "cpu"
     dtype: str = "float32"
     step_mode: str = "eager"  # "graph": the step as CUDA graphs
+    products: str = "float32"  # of matrices in the steps: "tf32" on CUDA, see train.products_in
 
     def __post_init__(self):
-        for name, known in [("task", TASKS), ("activation", ACTIVATIONS), ("recipe", recipes()), ("schedule", SCHEDULES), ("dtype", DTYPES), ("step_mode", STEP_MODES)]:
+        for name, known in [("task", TASKS), ("activation", ACTIVATIONS), ("recipe", recipes()), ("schedule", SCHEDULES), ("dtype", DTYPES), ("step_mode", STEP_MODES), ("products", PRODUCTS)]:
             _one_of(name, getattr(self, name), known)
         for name, default in TASKS[self.task].items():
             if getattr(self, name) is None:
@@ -516,7 +517,7 @@ def trainer(
     task = task_of(config, cache, model)
     optimizer = recipe(config.recipe).build(model, seed=stream_seed(config.seed, "probes"), **config.options)
     batches = stream(config.seed, "batches", config.device)
-    return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, step_mode=config.step_mode, **options)
+    return Trainer(model, task, optimizer, config.steps, batches, config.schedule, config.final_lr_factor, config.evaluations, step_mode=config.step_mode, products=config.products, **options)
 
 # %% ../nbs/31_runs.ipynb #b24064de
 TASK_CLASSES = {"image": ImageTask, "occupancy": OccupancyTask, "radiance": RadianceTask}
@@ -622,7 +623,7 @@ class Run:
 
     def trained(self):
         "The trained network of an occupancy or radiance field's run, on the CPU."
-        model = network(replace(self.config, device="cpu", step_mode="eager"))
+        model = network(replace(self.config, device="cpu", step_mode="eager", products="float32"))
         with np.load(self.folder / "weights.npz") as file:
             model.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
         return model
@@ -695,7 +696,8 @@ def final_metrics(
     if history.status != "finished":
         return final
     last = history.evals[-1]
-    return final | _view_metrics(prediction, target) | {"psnr": last["psnr"], "mse": last["mse"]}
+    seen = _view_metrics(prediction, target)
+    return final | {name: seen[name] for name in ("ssim", "lpips")} | {"psnr": last["psnr"], "mse": last["mse"]}
 
 
 def final_occupancy(
@@ -712,12 +714,12 @@ def final_radiance(
     pictures,  # a function that gives the held-out views as rendered, each (H, W, 3)
     photographs,  # of the same views, each (H, W, 3) in [0, 1]
 ) -> dict:
-    "psnr, ssim, lpips, mse (means over the held-out views), train_psnr and, as lists, view_psnr, view_ssim, view_lpips at the end; best_psnr and best_step of the evaluations. None where there is no such number."
+    "psnr, ssim, ssim_zeros, lpips, mse (means over the held-out views), train_psnr and, as lists, view_psnr, view_ssim, view_ssim_zeros, view_lpips at the end; best_psnr and best_step of the evaluations. None where there is no such number."
     best = max(history.evals, key=lambda e: e["psnr"], default={"psnr": None, "step": None})
     last = history.evals[-1] if history.status == "finished" else dict.fromkeys(RadianceTask.columns)
     final = {name: last[name] for name in RadianceTask.columns} | {"best_psnr": best["psnr"], "best_step": best["step"]}
     of_views = [_view_metrics(made.float().cpu(), real) for made, real in zip(pictures(), photographs)] if history.status == "finished" else []
-    for name in ("psnr", "ssim", "lpips"):
+    for name in ("psnr", "ssim", "ssim_zeros", "lpips"):
         values = [v[name] for v in of_views]
         known = bool(values) and None not in values
         final[f"view_{name}"] = values if known else None
@@ -727,9 +729,10 @@ def final_radiance(
 
 
 def _view_metrics(made, real):
-    "psnr, ssim, lpips of a picture; None where there is no such number."
+    "psnr, ssim, ssim_zeros (with a border of zeros), lpips of a picture; None where there is no such number."
     side, shown = min(real.shape[:2]), made.clamp(0, 1)
-    return {"psnr": metrics.psnr(made, real), "ssim": metrics.ssim(shown, real) if side >= 11 else None, "lpips": metrics.lpips(shown, real) if side >= 31 and metrics.lpips_weights() else None}
+    return {"psnr": metrics.psnr(made, real), "ssim": metrics.ssim(shown, real) if side >= 11 else None, "ssim_zeros": metrics.ssim(shown, real, border="zeros") if side >= 11 else None,
+            "lpips": metrics.lpips(shown, real) if side >= 31 and metrics.lpips_weights() else None}
 
 
 def _payload(config, made) -> tuple:  # (final metrics, arrays by name)

@@ -226,3 +226,63 @@ def test_the_trainer_takes_the_mode_and_refuses_others(monkeypatch):
     assert torch.equal(resumed.history.losses, graph.history.losses)  # bit for bit, as without recording
     with pytest.raises(ValueError, match="step_mode is 'graf'; accepted are 'eager', 'graph'"):
         trained("graf")
+
+
+# ---- rounded products ---------------------------------------------------------------------------------------------------------------------------
+
+def test_rounded_products_are_for_the_steps_alone_and_never_a_global_setting():
+    "Catches TF32 that outlasts a step, that reaches the evaluation, or that a float32 run takes over from the process."
+    import inr_precond.train as train
+
+    seen = {"step": [], "evaluation": []}
+    now = lambda: torch.backends.cuda.matmul.fp32_precision
+
+    class Line:
+        inputs, loss, columns, level = torch.zeros(8, 2), "mse", ("mse", "psnr"), "psnr"
+        def batch(self, generator): seen["step"].append(now()); return POINTS[:8].float(), VALUES[:8].float()
+        def evaluate(self, model): seen["evaluation"].append(now()); return {"mse": 1.0, "psnr": 0.0}
+        def state_dict(self): return {}
+
+    before = now()
+    for kind, setting in (("float32", "ieee"), ("tf32", "tf32")):
+        model = network("cpu", torch.float32)
+        made = Trainer(model, Line(), Adam(model.parameters()), 3, stream(0, "batches"))
+        made.products = kind  # which is refused here, see below
+        seen["step"].clear()
+        made.train()
+        assert seen["step"] == [setting] * 3 and set(seen["evaluation"]) == {before} and now() == before
+    with pytest.raises(RuntimeError), train.products_in("tf32"):
+        raise RuntimeError
+    assert now() == before
+
+
+def test_rounded_products_need_cuda_and_a_known_name():
+    "Catches a CPU run that is called TF32, and a typo."
+    model = network("cpu", torch.float32)
+    for given, words in (("tf32", "data lie on 'cpu'; only CUDA devices"), ("tf23", "products is 'tf23'; accepted are 'float32', 'tf32'")):
+        with pytest.raises(ValueError, match=words):
+            Trainer(model, type("Task", (), {"inputs": torch.zeros(8, 2), "loss": "mse"})(), Adam(model.parameters()), 3, products=given)
+
+
+def test_a_run_with_rounded_products_is_another_run():
+    "Catches two runs under one key, and a key of the exact run that differs from the records'."
+    from inr_precond.runs import RunConfig
+
+    exact, rounded = (RunConfig(image="astronaut", image_size=16, **given) for given in ({}, {"products": "tf32"}))
+    assert exact.key != rounded.key and "products" not in exact.explicit() and rounded.explicit()["products"] == "tf32"
+    with pytest.raises(ValueError, match="products is 'bf16'"):
+        RunConfig(products="bf16")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rounded_products_round_to_ten_bits():
+    "On a GPU: catches a switch that switches nothing, and float32 that is rounded."
+    import inr_precond.train as train
+
+    a, b = (torch.randn(512, 512, generator=stream(0, name)) for name in ("a", "b"))
+    exact, error = a.double() @ b.double(), {}
+    for kind in train.PRODUCTS:
+        with train.products_in(kind):
+            error[kind] = float(((a.cuda() @ b.cuda()).double().cpu() - exact).norm() / exact.norm())
+    assert error["float32"] < 1e-6 and 1e-5 < error["tf32"] < 1e-3

@@ -97,6 +97,16 @@ def test_ssim_equals_its_definition(pair):
     assert math.isclose(ssim(pred, target), reference_ssim(pred.double().numpy(), target.double().numpy()), rel_tol=1e-9)
 
 
+def test_ssim_with_zeros_around_sees_them_in_every_window_that_leaves_the_image(pair):
+    "BARF's convention: catches a mean that leaves the border out, a reflected border, and one of another width."
+    pred, target = (v[:24, :20].double().numpy() for v in pair)
+    around = ((5, 5), (5, 5), (0, 0))
+    expected = reference_ssim(np.pad(pred, around), np.pad(target, around))
+    assert math.isclose(ssim(pred, target, border="zeros"), expected, rel_tol=1e-9) and abs(expected - ssim(pred, target)) > 1e-4
+    with pytest.raises(ValueError, match="border is 'reflect'; give 'cropped'"):
+        ssim(pred, target, border="reflect")
+
+
 def test_ssim_equals_skimages_documented_setting(pair):
     from skimage.metrics import structural_similarity
     pred, target = (v.double().numpy() for v in pair)

@@ -167,6 +167,19 @@ def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
     assert "seeds = 2" in Path("results/smoke/notebooks/a.ipynb").read_text()
 
 
+def test_a_file_that_a_parameter_names_is_watched(place):
+    "A picture, a mesh or a scene given by path is recorded under its stem. Catches results that stay when the file behind them changed."
+    cube = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    Path("mine.obj").write_text(cube)
+    notebook(place / "nbs", "a", "finish('a', data=[{'name': 'mine', 'sha256': '', 'source': 'a file'}])", PARAMETERS + "shape = None\n")
+    why = lambda: reproduce.why(Path("nbs/a.ipynb"), {"scale": "smoke", "out": "../results/smoke", "shape": str(Path("mine.obj").resolve())}, Path("results/smoke"))
+    assert batch("-p", "shape=mine.obj") == 0 and why() == ""
+    Path("mine.obj").write_text(cube.replace("v 0 0 1", "v 0 0 2")); assert why() == "the data changed"
+    assert batch("-p", "shape=mine.obj") == 0 and why() == ""
+    two = f"knot, {Path('mine.obj').resolve()}"  # as scenes are given
+    assert reproduce.given_paths({"scene": two, "image": "astronaut", "steps": 3}) == [str(Path("mine.obj").resolve())]
+
+
 def test_a_notebook_that_was_not_selected_is_not_called_unchanged(place):
     "Catches a report that vouches for results which nobody compared with the notebook as it is now."
     notebook(place / "nbs", "a", "finish('a')"); notebook(place / "nbs", "b", "finish('b')")
