@@ -611,6 +611,29 @@ def test_the_cache_is_read_when_whole_and_made_anew_when_damaged(tmp_path, monke
     assert len(list((tmp_path / "c").iterdir())) == 2
 
 
+@pytest.mark.parametrize("rgba", [True, False])
+def test_decoded_pictures_are_kept_until_a_file_changes(tmp_path, monkeypatch, rgba):
+    "Catches a scene that is decoded in every process, one that stays when a photograph was replaced, and one that is there although a file is gone."
+    folder = write_blender(tmp_path / "s", front(), rgba=np.random.default_rng(0).integers(0, 256, (9, 12, 4), np.uint8)) if rgba else write_llff(tmp_path / "s", front())
+    decoded, real = [], scenes._picture
+    monkeypatch.setattr(scenes, "_picture", lambda path: decoded.append(path) or real(path))
+    plain, first = load_scene(folder, (3, 4)), load_scene(folder, (3, 4), cache=tmp_path / "c")
+    count = len(decoded)
+    again = load_scene(folder, (3, 4), cache=tmp_path / "c")
+    assert len(decoded) == count and plain.sha256 == first.sha256 == again.sha256 and (again.alpha is not None) == rgba
+    for name in ("images", "alpha", "intrinsics"):
+        assert getattr(again, name) is None or torch.equal(getattr(again, name), getattr(plain, name))
+    file = decoded[0]
+    with Image.open(file) as picture: changed = 255 - np.asarray(picture)
+    Image.fromarray(changed).save(file)
+    assert load_scene(folder, (3, 4), cache=tmp_path / "c").sha256 == load_scene(folder, (3, 4)).sha256 != first.sha256
+    file.unlink()
+    with pytest.raises((FileNotFoundError, ValueError), match="is no|holds 11|there is no|missing"): load_scene(folder, (3, 4), cache=tmp_path / "c")
+    monkeypatch.setattr(scenes, "KEPT", 10)
+    load_scene("knot", 9, cache=tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
 def test_the_knots_hash_is_that_of_its_recipe(monkeypatch, knot):
     "It names runs: it must not hang on a pixel that another machine rounds otherwise, and must change with the size."
     monkeypatch.setattr(scenes, "_rendered", lambda s: (np.zeros(tuple(s.images.shape), np.uint8), np.zeros(tuple(s.images.shape[:3]), np.uint8)))

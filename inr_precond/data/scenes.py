@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -22,9 +23,9 @@ from .images import _WIDE, _decode, data_root, expected_root
 from .shapes import Rays, _vertex_normals, _write, load_shape
 
 # %% auto #0
-__all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF', 'BLEFF_VARIANT',
-           'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'scene_names', 'default_scene', 'load_scene', 'fingerprint',
-           'look_at', 'sphere_poses', 'visual_hull']
+__all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF',
+           'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'scene_names', 'default_scene', 'load_scene',
+           'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
 
 # %% ../../nbs/22_scenes.ipynb #95edeb7b
 class _Views:
@@ -234,6 +235,31 @@ def _pictures(files, size, what):
     some = any(a is not None for a in alphas)
     solid = np.full(images[0].shape[:2], 255, np.uint8)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack([solid if a is None else a for a in alphas])) if some else None, full
+
+# %% ../../nbs/22_scenes.ipynb #3c7b64e8
+KEPT = 2**26  # bytes of the largest file of pictures that is kept
+
+def _kept(folder, recipe, make):
+    "The arrays {name: array} that `make` gives, read from a file in the folder where it is there whole, else made and, if they are not too large, written there."
+    path = None if folder is None else Path(folder) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.views"
+    data = path.read_bytes() if path is not None and path.is_file() else b""
+    if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32]:
+        with np.load(io.BytesIO(data[32:])) as file: return {name: file[name] for name in file.files}
+    arrays = make()
+    if path is not None and sum(a.nbytes for a in arrays.values()) <= KEPT:
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        _write(path, [hashlib.sha256(content.getvalue()).digest(), content.getvalue()])
+    return arrays
+
+def _pictures_of(files, size, what, cache):
+    "_pictures, kept in the folder `cache`."
+    def stamp(file): return f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" if file.is_file() else f"{file} is missing"
+    def make():
+        images, alpha, full = _pictures(files, size, what)
+        return {"images": images.numpy(), "full": np.array(full), **({} if alpha is None else {"alpha": alpha.numpy()})}
+    kept = _kept(cache, "\n".join(["pictures 1", repr(size), *map(stamp, map(Path, files))]), make)
+    return torch.from_numpy(kept["images"]), torch.from_numpy(kept["alpha"]) if "alpha" in kept else None, tuple(kept["full"].tolist())
 
 # %% ../../nbs/22_scenes.ipynb #3f9b6219
 def _array(path):
@@ -474,7 +500,7 @@ def load_scene(name_or_path: str | os.PathLike,  # a name of `scene_names()`, a 
                holdout: str | None = None,  # "last" tenth (BARF) or "every8" (nerf-pytorch); None: the data's own split, else "last"
                factor: int | None = None,  # LLFF: read images_FACTOR (1: images); None: the coarsest up to 8 that has `size`
                bounds: tuple[float, float] | None = None,  # (near, far) in place of the data's; LLFF: after scaling
-               cache: str | os.PathLike | None = None,  # folder that keeps the pictures of a rendered scene; None: nowhere
+               cache: str | os.PathLike | None = None,  # folder that keeps pictures that were rendered, or decoded and scaled down; None: nowhere
                ) -> Scene:
     "A scene by name or path. FileNotFoundError says where its data belong, ValueError, in one sentence, what is wrong with them."
     if holdout not in (None, *HOLDOUTS): raise ValueError(f"holdout is {holdout!r}; {', '.join(map(repr, HOLDOUTS))} or None is accepted.")
@@ -487,7 +513,7 @@ def load_scene(name_or_path: str | os.PathLike,  # a name of `scene_names()`, a 
     path, name, source = _found(name_or_path)
     kind, data = _read_layout(path, size, factor, bounds)
     if holdout and kind == "Blender": raise ValueError(f"{path} comes with its own test cameras (transforms_test.json); leave holdout out.")
-    images, alpha, full = _pictures(data["files"], size, str(path))
+    images, alpha, full = _pictures_of(data["files"], size, str(path), cache)
     own = data.pop("split")
     split = own if own and not holdout else _held_out(len(images), holdout or "last", str(path))
     k = torch.as_tensor(data.pop("intrinsics"))
@@ -611,21 +637,8 @@ def _knot(size, cache):
     recipe = f"knot 1 {load_shape('trefoil').sha256} {size} {KNOT_VIEWS} {KNOT_TURN} {RAYS}"
     blank = Scene("knot", torch.zeros(n, height, width, 3, dtype=torch.uint8), poses, torch.tensor([focal, focal, width / 2, height / 2]).repeat(n, 1), 2., 4.,
                   {"train": range(KNOT_VIEWS[0]), "test": range(KNOT_VIEWS[0], n)}, background="white", source="a formula: inr_precond.data.scenes", recipe=recipe)
-    images, alpha = _kept(blank, None if cache is None else Path(cache) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.views")
-    return replace(blank, images=torch.from_numpy(images), alpha=torch.from_numpy(alpha))
-
-def _kept(blank, path):
-    "Images and alpha of the blank scene: read from the file at `path` where it is whole, else rendered, and written there."
-    n, shape = blank.images.numel(), tuple(blank.images.shape)
-    data = path.read_bytes() if path is not None and path.is_file() else b""
-    if len(data) == 32 + n // 3 * 4 and hashlib.sha256(data[32:]).digest() == data[:32]:
-        pixels = np.frombuffer(bytearray(data[32:]), np.uint8)
-        return pixels[:n].reshape(shape), pixels[n:].reshape(shape[:3])
-    images, alpha = _rendered(blank)
-    if path is not None:
-        content = images.tobytes() + alpha.tobytes()
-        _write(path, [hashlib.sha256(content).digest(), content])
-    return images, alpha
+    kept = _kept(cache, recipe, lambda: dict(zip(("images", "alpha"), _rendered(blank))))
+    return replace(blank, images=torch.from_numpy(kept["images"]), alpha=torch.from_numpy(kept["alpha"]))
 
 # %% ../../nbs/22_scenes.ipynb #ef6c24f6
 def visual_hull(scene: Scene,  # with alpha
