@@ -6,9 +6,9 @@
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'given_paths', 'run_hashes', 'records_hash', 'before_execution',
            'after_execution', 'why', 'read_state', 'data_setting', 'records_setting', 'start_notebook', 'stop_notebook',
-           'failure', 'Display', 'active_runs', 'Job', 'recall', 'machine', 'execute', 'gather', 'judge', 'run_batch',
-           'only_batch', 'disk_sentence', 'arguments', 'check_common', 'given_parameters', 'notebooks_folder',
-           'prepare', 'show_list', 'summary', 'verdict_lines', 'stoppable', 'main']
+           'failure', 'Display', 'active_runs', 'Job', 'recall', 'machine', 'Execution', 'gather', 'judge', 'run_batch',
+           'may_start', 'side_by_side', 'only_batch', 'disk_sentence', 'arguments', 'check_common', 'given_parameters',
+           'notebooks_folder', 'prepare', 'show_list', 'summary', 'verdict_lines', 'stoppable', 'main']
 
 # %% ../nbs/33_reproduce.ipynb #e7a58103
 import argparse
@@ -32,6 +32,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from . import claims
@@ -225,12 +226,12 @@ def records_setting():
     return {"INR_PRECOND_RECORDS": str(Path(folder).resolve())} if folder else {}
 
 # %% ../nbs/33_reproduce.ipynb #dd7122d2
-def start_notebook(path, target, parameters, log):
+def start_notebook(path, target, parameters, log, slots=None):  # slots: trainings at a time of all notebooks together; None: no common limit
     "Start the process that executes `path` to `target`; its standard error goes to the file `log`."
     one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
     package = str(Path(importlib.import_module("inr_precond").__file__).parents[1])
     search = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH")) if p)
-    env = {**os.environ, **one, **data_setting(), **records_setting(), "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    env = {**os.environ, **one, **data_setting(), **records_setting(), "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "JUPYTER_PREFER_ENV_PATH": "1", "INR_PRECOND_SLOTS": str(slots or "")}
     with open(log, "wb") as errors:
         child = subprocess.Popen([sys.executable, "-c", "from inr_precond.reproduce import _child; _child()"], stdin=subprocess.PIPE, stdout=errors, stderr=errors,
                                  env=env, start_new_session=True)
@@ -309,6 +310,11 @@ class Job:
     @property
     def name(self): return self.path.stem
 
+    @cached_property
+    def alone(self):
+        "Whether a cell of the notebook is tagged `alone`: it times things, and nothing may run beside it."
+        return any("alone" in cell["metadata"].get("tags", []) for cell in json.loads(self.path.read_text(encoding="utf-8"))["cells"])
+
     def entry(self):
         "What the report shows of it."
         return {k: getattr(self, k) for k in ("name", "status", "seconds", "error", "finished", "provenance")}
@@ -335,27 +341,28 @@ def machine():
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
 # %% ../nbs/33_reproduce.ipynb #d9c45ad9
-def execute(job, out, display, head):  # head: what a line of progress begins with
-    "Execute one notebook to its end, show its progress, and keep what became of it."
-    target, log = Path(out) / "notebooks" / f"{job.name}.ipynb", Path(out) / "notebooks" / f"{job.name}.log"
-    parts = before_execution(job.path, job.parameters)
-    for old in (target, Path(out) / "experiments" / f"{job.name}.json", Path(out) / "state" / f"{job.name}.json"): old.unlink(missing_ok=True)
-    began, provenance = time.monotonic(), machine()
-    child = start_notebook(job.path, target, job.parameters, log)
-    try:
-        while child.poll() is None:
-            display.show(f"{head} {clock(time.monotonic() - began)}", active_runs(out))
-            try: child.wait(.5)
-            except subprocess.TimeoutExpired: continue
-    finally:
-        stop_notebook(child)
-    display.clear()
-    record = read_record(out, job.name)
-    job.status, job.error = ("ran", None) if child.returncode == 0 and record else ("failed", failure(target, log, child.returncode))
-    if child.returncode == 0 and not record: job.error = f"it ended without writing a sound experiments/{job.name}.json; its last cell has to call Experiment.finish"
-    if job.status == "ran": parts |= after_execution(out, record, job.parameters); log.unlink(missing_ok=True)
-    job.seconds, job.finished, job.provenance = round(time.monotonic() - began, 1), provenance["written"], provenance
-    save(Path(out) / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": parts}, indent=1))
+class Execution:
+    "A notebook under way."
+    def __init__(self, job, out, head, slots=None):  # head: what a line of progress begins with
+        self.job, self.out, self.head = job, Path(out), head
+        self.target, self.log = (self.out / "notebooks" / f"{job.name}.{kind}" for kind in ("ipynb", "log"))
+        self.parts = before_execution(job.path, job.parameters)
+        for old in (self.target, self.out / "experiments" / f"{job.name}.json", self.out / "state" / f"{job.name}.json"): old.unlink(missing_ok=True)
+        job.status, job.error = "running", None
+        self.began, self.provenance = time.monotonic(), machine()
+        self.child = start_notebook(job.path, self.target, job.parameters, self.log, slots)
+
+    def __str__(self): return f"{self.head} {clock(time.monotonic() - self.began)}"
+
+    def finish(self):
+        "Keep what became of a notebook whose process has ended."
+        stop_notebook(self.child)
+        job, status, record = self.job, self.child.returncode, read_record(self.out, self.job.name)
+        job.status, job.error = ("ran", None) if status == 0 and record else ("failed", failure(self.target, self.log, status))
+        if status == 0 and not record: job.error = f"it ended without writing a sound experiments/{job.name}.json; its last cell has to call Experiment.finish"
+        if job.status == "ran": self.parts |= after_execution(self.out, record, job.parameters); self.log.unlink(missing_ok=True)
+        job.seconds, job.finished, job.provenance = round(time.monotonic() - self.began, 1), self.provenance["written"], self.provenance
+        save(self.out / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": self.parts}, indent=1))
 
 # %% ../nbs/33_reproduce.ipynb #430ab934
 def gather(jobs, out, scale, provenance):
@@ -386,29 +393,48 @@ def judge(jobs, out, scale, provenance):
     return rows
 
 # %% ../nbs/33_reproduce.ipynb #64d69e4f
-def run_batch(jobs, out, scale, force=False, display=None):
+def run_batch(jobs, out, scale, force=False, display=None, at_once=1, slots=None):  # at_once: notebooks at a time; slots: trainings of all of them
     "Execute what has to be executed of `jobs`, go on after a failure, and return the number of notebooks that failed."
     display, provenance = display or Display(), machine()
     chosen = [job for job in jobs if job.selected]
     for job in jobs: recall(job, out)
     for job in chosen: job.reason = "forced" if force else why(job.path, job.parameters, out)
     for job in chosen: job.status = "waiting" if job.reason else "unchanged"
-    for place, job in enumerate(chosen, 1):
-        head = f"[{place}/{len(chosen)}] {job.name}"
-        if not job.reason:
-            display.say(f"{head}: unchanged")
-            continue
-        display.say(f"{head}: {job.reason}")
-        job.status, job.error = "running", None
-        try: execute(job, out, display, head)
-        except KeyboardInterrupt:
-            job.status = "interrupted"
-            gather(jobs, out, scale, provenance)
-            raise
-        display.say(f"{head}: {job.status} after {clock(job.seconds)}" + (f": {job.error}" if job.error else ""))
-        gather(jobs, out, scale, machine())
+    waiting, running = [(f"[{place}/{len(chosen)}] {job.name}", job) for place, job in enumerate(chosen, 1)], []
+    try:
+        while waiting or running:
+            while waiting and may_start(waiting[0][1], running, at_once):
+                head, job = waiting.pop(0)
+                display.say(f"{head}: {job.reason or 'unchanged'}")
+                if job.reason: running.append(Execution(job, out, head, slots))
+            for done in [e for e in running if e.child.poll() is not None]:
+                running.remove(done); done.finish()
+                display.say(f"{done.head}: {done.job.status} after {clock(done.job.seconds)}" + (f": {done.job.error}" if done.job.error else ""))
+                gather(jobs, out, scale, machine())
+            if running:
+                display.show(", ".join(map(str, running)), active_runs(out))
+                time.sleep(.5)
+    except KeyboardInterrupt:
+        for e in running: e.child.stdin.close(); e.job.status = "interrupted"  # all at once, then wait for each
+        for e in running: stop_notebook(e.child)
+        gather(jobs, out, scale, provenance)
+        raise
+    finally:
+        for e in running: stop_notebook(e.child)
     gather(jobs, out, scale, provenance)
     return sum(job.status == "failed" for job in chosen)
+
+def may_start(job, running, at_once):
+    "Whether a notebook may begin beside those that are running; one that is unchanged may always."
+    if not job.reason: return True
+    return len(running) < at_once and not (running and job.alone) and not any(e.job.alone for e in running)
+
+def side_by_side(jobs):
+    "(notebooks at a time, trainings at a time): while one notebook draws its figures, another's runs train. One by one where there is one worker, or another device than the CPU."
+    from inr_precond import runs
+    asked = [job.parameters for job in jobs if job.selected]
+    workers = max([p["workers"] for p in asked if p.get("workers")], default=None) or runs.default_workers([])
+    return (1, None) if workers == 1 or any(p.get("device", "cpu") != "cpu" for p in asked) else (min(workers, 4), workers)
 
 # %% ../nbs/33_reproduce.ipynb #0a385910
 @contextmanager
@@ -587,7 +613,7 @@ def main(argv=None):
 def _finish(jobs, out, args):
     "Run the batch and say how it went: 1 where a notebook failed, else 0."
     began = time.monotonic()
-    failed = run_batch(jobs, out, args.scale, args.force)
+    failed = run_batch(jobs, out, args.scale, args.force, None, *side_by_side(jobs))
     print(summary(jobs, Path(out) / "report.html", time.monotonic() - began, verdict_lines(out)))
     if failed: print(f"{failed} of {sum(j.selected for j in jobs)} notebooks failed.", file=sys.stderr)
     return 1 if failed else 0

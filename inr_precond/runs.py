@@ -7,9 +7,9 @@ __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'DEVICES', 'FORMAT', 'HELD_OUT', 'T
            'RECORDS', 'Options', 'require_device', 'canonical_json', 'key_hash', 'image_data', 'shape_data',
            'scene_data', 'Identity', 'TaskFields', 'RunConfig', 'on_device', 'network', 'task_of', 'trainer',
            'level_text', 'eval_columns', 'damage', 'Run', 'processor', 'commit', 'provenance', 'final_metrics',
-           'final_occupancy', 'final_radiance', 'locked', 'active', 'RunError', 'prepare_store', 'run', 'record',
-           'OtherFormat', 'RecordedRun', 'recorded', 'progress_line', 'display_mode', 'Pace', 'Display', 'Processes',
-           'SweepError', 'cost', 'default_workers', 'sweep']
+           'final_occupancy', 'final_radiance', 'locked', 'training_slot', 'active', 'RunError', 'prepare_store', 'run',
+           'record', 'OtherFormat', 'RecordedRun', 'recorded', 'progress_line', 'display_mode', 'Pace', 'Display',
+           'Processes', 'SweepError', 'cost', 'default_workers', 'sweep']
 
 # %% ../nbs/31_runs.ipynb #44b34d41
 import contextlib
@@ -805,6 +805,23 @@ def locked(
         yield
 
 
+@contextlib.contextmanager
+def training_slot(
+    store: Path,
+    stop: Callable = lambda: False,  # asked while waiting; True ends it with KeyboardInterrupt
+):
+    "Hold one of the places for trainings that all processes of a store share where INR_PRECOND_SLOTS gives their number; where it is unset there is no limit."
+    count = int(os.environ.get("INR_PRECOND_SLOTS") or 0)
+    (Path(store) / ".locks").mkdir(exist_ok=True)
+    with contextlib.ExitStack() as opened:
+        places = [opened.enter_context(open(Path(store) / ".locks" / f"slot-{k}", "ab")) for k in range(count)]
+        while places and not any(map(_try_lock, places)):
+            if stop():
+                raise KeyboardInterrupt
+            time.sleep(0.1)
+        yield
+
+
 def active(
     store="results/runs",
 ) -> list:  # dicts: key, label, step, steps, loss, level, value, seconds, eta_s, pid
@@ -930,8 +947,9 @@ def run(
         if wrong is None:
             return Run(folder)
         try:
-            _make_folder(folder, wrong, report)
-            _train(config, folder, progress, stop, tensorboard and Path(tensorboard) / folder.name, report)
+            with training_slot(folder.parent, stop) if config.device == "cpu" else contextlib.nullcontext():
+                _make_folder(folder, wrong, report)
+                _train(config, folder, progress, stop, tensorboard and Path(tensorboard) / folder.name, report)
         except Exception as error:
             with contextlib.suppress(OSError):
                 write_atomically(folder / "failure.json", _json_bytes({"key": folder.name, "reason": _reason(error), "traceback": traceback.format_exc()}))

@@ -368,6 +368,41 @@ def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
     assert json.loads(run.read_text())["resumed_at"] >= at - 1 and state("slow")["status"] == "ran"
 
 
+SPAN = "import time, json, os\nbegan = time.time(); time.sleep({0})\nfinish({1!r}, metrics={{'began': began, 'ended': time.time(), 'slots': int(os.environ['INR_PRECOND_SLOTS'] or 0)}})"
+
+
+def spans(): return {name: e["metrics"] for name, e in json.loads(Path("results/smoke/metrics.json").read_text())["experiments"].items()}
+
+
+def together(a, b): return a["began"] < b["ended"] and b["began"] < a["ended"]
+
+
+def test_notebooks_run_side_by_side_but_one_that_times_things_alone(place, monkeypatch):
+    "Catches a machine half idle while figures are drawn, and a benchmark that is disturbed by its neighbours."
+    from inr_precond import runs
+    monkeypatch.setattr(runs, "default_workers", lambda configs: 2)
+    for name in ("a", "b", "c"): notebook(place / "nbs", name, SPAN.format(4, name))
+    nb = nbformat.read("nbs/c.ipynb", 4)
+    nb.cells[1].metadata["tags"] = ["parameters", "alone"]
+    nbformat.write(nb, "nbs/c.ipynb")
+    assert batch() == 0
+    done = spans()
+    assert together(done["a"], done["b"]) and not together(done["c"], done["a"]) and not together(done["c"], done["b"])
+    assert {m["slots"] for m in done.values()} == {2}
+    for more, one in ((["--workers", "1"], True), (["-p", "device=cuda"], False)):
+        jobs, _ = reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--scale", "smoke", *(more if one else [])]))
+        if not one: jobs[0].parameters["device"] = "cuda"
+        assert reproduce.side_by_side(jobs) == (1, None)
+    assert reproduce.side_by_side(reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--scale", "smoke", "--workers", "16"]))[0]) == (4, 16)
+
+
+def test_a_notebook_is_not_cut_off_by_the_failure_of_its_neighbour(place, monkeypatch):
+    from inr_precond import runs
+    monkeypatch.setattr(runs, "default_workers", lambda configs: 2)
+    notebook(place / "nbs", "a", "raise ValueError('no')"); notebook(place / "nbs", "b", SPAN.format(4, "b"))
+    assert batch() == 1 and state("a")["status"] == "failed" and state("b")["status"] == "ran"
+
+
 def test_progress_is_shown_in_a_terminal(place):
     "A run's steps, loss, PSNR and time left stand below its notebook, and the lines are replaced in place."
     slow(place, 3_000)

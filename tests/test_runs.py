@@ -617,6 +617,30 @@ def test_the_lock_excludes_threads_and_outlives_nobody(tmp_path):
     assert order == ["waiting", "first", "second"]
 
 
+def test_trainings_share_the_places_that_a_batch_gives_them(small, tmp_path, monkeypatch):
+    "Catches more trainings at a time than there are cores when notebooks run side by side, a place that stays taken after its holder, and one that a stopped batch waits for."
+    monkeypatch.setenv("INR_PRECOND_SLOTS", "2")
+    held, most, guard = [], [], threading.Lock()
+
+    def work(k):
+        with runs.training_slot(tmp_path):
+            with guard:
+                held.append(k); most.append(len(held))
+            time.sleep(0.3)
+            with guard: held.remove(k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(5)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join(20)
+    assert len(most) == 5 and max(most) == 2 and not held
+    with runs.training_slot(tmp_path), runs.training_slot(tmp_path):
+        with pytest.raises(KeyboardInterrupt): run(small(), tmp_path, stop=lambda: True)
+        monkeypatch.setenv("INR_PRECOND_SLOTS", "")
+        assert run(small(), tmp_path).status == "finished"  # without the setting there is no limit
+    monkeypatch.setenv("INR_PRECOND_SLOTS", "1")
+    assert run(small(seed=1), tmp_path).status == "finished"
+
+
 WANT = """
 import json, sys
 from inr_precond.runs import RunConfig, run
