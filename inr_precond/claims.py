@@ -16,6 +16,7 @@ import difflib
 import functools
 import json
 import math
+import re
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -121,6 +122,15 @@ def _ends(entry):
         return low, high
     raise EvidenceError(f"the difference {entry!r} is neither a number nor null nor [lower end, upper end]; give one of these")
 
+def _pair_name(pair):
+    "One name for a signal and a seed, however they are written: 'a', 'a.png' and 'x/a' are one signal, 1, 1.0, '1' and True one seed."
+    if not isinstance(pair, (list, tuple)) or not pair: return json.dumps(pair, default=str)
+    def plain(x):
+        try: return int(x) if float(x).is_integer() else float(x)
+        except (TypeError, ValueError, OverflowError): return str(x)
+    signal = re.sub(r"\.[A-Za-z]+$", "", str(pair[0]).rsplit("/", 1)[-1])
+    return json.dumps([signal, *(plain(x) for x in pair[1:] if x is not None)])
+
 def _check_piece(part, piece):
     "The differences of a part's evidence as a list of ends. EvidenceError where they cannot be used."
     if isinstance(piece, (list, tuple)): piece = {"differences": piece}
@@ -129,7 +139,7 @@ def _check_piece(part, piece):
     if unit is not None and str(unit).strip().lower() != part.unit.lower(): raise EvidenceError(f"the evidence for {part.name!r} is in {unit!r} and the claim in {part.unit!r}; give it in the claim's unit")
     if pairs is not None:
         if not isinstance(pairs, (list, tuple)) or len(pairs) != len(differences): raise EvidenceError(f"the evidence for {part.name!r} has {len(differences)} differences and pairs {pairs!r}; name one pair for each")
-        names = [json.dumps(pair, default=str) for pair in pairs]
+        names = [_pair_name(pair) for pair in pairs]
         twice = [name for name in names if names.count(name) > 1]
         if twice: raise EvidenceError(f"the pair {twice[0]} stands twice in the evidence for {part.name!r}; a pair counts once")
     return [_ends(entry) for entry in differences]
@@ -150,6 +160,7 @@ class PartResult:
     bound: str = ""              # "at least", "at most", "about": what the unknown ends make of the effect
     low: float = -math.inf       # limits, each at its tail
     high: float = math.inf
+    means: tuple = (-math.inf, math.inf)  # of the lower ends and of the upper ones: between them lies the mean of the differences
     n: int = 0                   # pairs that tell something
     silent: int = 0              # pairs that tell nothing
     method: str = ""             # "Student's t" or "order statistics"
@@ -164,7 +175,7 @@ def _summary(pairs, high_tail):
     words = {(False, False): "", (False, True): "at least", (True, False): "at most", (True, True): "about"}
     limit, open_low, open_high = limits(pairs, TAIL, high_tail), bool((low == -math.inf).any()), bool((high == math.inf).any())
     ordered = math.isfinite(limit[0]) and open_low or math.isfinite(limit[1]) and open_high
-    return {"effect": float(np.median(points) if ordered else points.mean()), "bound": words[open_low, open_high], "low": limit[0], "high": limit[1], "n": int(tells.sum()), "method": "order statistics" if ordered else "Student's t"}
+    return {"effect": float(np.median(points) if ordered else points.mean()), "bound": words[open_low, open_high], "low": limit[0], "high": limit[1], "means": (float(low.mean()), float(high.mean())), "n": int(tells.sum()), "method": "order statistics" if ordered else "Student's t"}
 
 # %% ../nbs/32_claims.ipynb #33764815
 def judge_part(part, piece,  # the part's evidence, or None
@@ -185,9 +196,11 @@ def _decide(found, needed, short):
     "Verdict and reason from the interval of a part."
     if short: return UNDECIDED, str(short)
     if found.n < needed: return UNDECIDED, f"{found.n} pair{'s' * (found.n != 1)}, {needed} are needed" + (f" ({found.silent} more tell nothing: neither run arrived, or one is missing)" if found.silent else "")
-    if found.high < found.margin < found.low: return UNDECIDED, "the pairs disagree: most lie above the margin and their mean below it, or the reverse"
-    if found.low > found.margin: return REPRODUCED, "the interval lies above the margin"
-    if found.high < found.margin: return REJECTED, "the interval lies below the margin"
+    a_hair = 1e-12 * max(abs(found.margin), abs(found.effect))  # at the margin rounding must not decide
+    above, below = found.low > found.margin + a_hair, found.high < found.margin - a_hair
+    if above and (below or found.means[1] <= found.margin) or below and found.means[0] >= found.margin: return UNDECIDED, "the pairs disagree: most lie above the margin and their mean below it, or the reverse"
+    if above: return REPRODUCED, "the interval lies above the margin"
+    if below: return REJECTED, "the interval lies below the margin"
     if not (math.isfinite(found.low) or math.isfinite(found.high)): return UNDECIDED, "too many runs did not arrive for an interval"
     return UNDECIDED, "the interval contains the margin"
 
@@ -235,7 +248,10 @@ def pieces(name, form, evidence):
     if given is None:
         if len(parts) > 1: raise EvidenceError(f"the evidence for {name} ({form}) names no parts; give {{'parts': {{name: {{'differences': [...]}}}}}} with {', '.join(repr(p.name) for p in parts)}")
         return {parts[0].name: evidence}
-    if isinstance(given, (list, tuple)) and all(isinstance(p, dict) and "name" in p for p in given): given = {p["name"]: p for p in given}
+    if isinstance(given, (list, tuple)) and all(isinstance(p, dict) and "name" in p for p in given):
+        twice = [p["name"] for i, p in enumerate(given) if p["name"] in [q["name"] for q in given[:i]]]
+        if twice: raise EvidenceError(f"the part {twice[0]!r} stands twice in the evidence for {name} ({form}); give each part once")
+        given = {p["name"]: p for p in given}
     if not isinstance(given, dict): raise EvidenceError(f"the parts of the evidence for {name} ({form}) are of type {type(given).__name__}; give a dict {{name: evidence}}")
     unknown = [p for p in given if p not in {part.name for part in parts}]
     if unknown: raise EvidenceError(f"{name} ({form}) has no part {unknown[0]!r}; its parts are {', '.join(repr(p.name) for p in parts)}")
@@ -438,12 +454,13 @@ def _short(steps, rows):
 def ends_above(rows,  # of `figures.measure`
                first, second,  # labels of methods
                reference="Adam"):  # against whose run `rows` were measured
-    "Paired PSNR of `first` minus PSNR of `second` at their last common step (dB), or ln(BCE of `second` / BCE of `first`), as evidence; a run that diverged, or ended below 0 dB or above ln 2, counts as that."
+    "Paired PSNR of `first` minus PSNR of `second` at their last common step (dB), or ln(BCE of `second` / BCE of `first`), as evidence; a run that diverged, or ended below 0 dB or above ln 2, counts as that, and two that diverged tell nothing: [None, None], which counts against either verdict."
     task = task_of(rows); goal = MEASURES[task].goal
     matched, differences, steps = _matched(rows, first, second), [], []
     names = _labels(rows, first, second)
     for _, a, b in matched:
         common = min(a["steps"], b["steps"])
+        if a["status"] == b["status"] == "diverged": differences.append([None, None]); steps.append(common); continue
         if "diverged" in (a["status"], b["status"]) or a["steps"] == b["steps"]: d = gain(task, *(value_of(task, row["status"], row[goal]) for row in (a, b)))
         elif reference in names: d = a["difference"] if names[1] == reference else -b["difference"]
         else: raise EvidenceError(f"{first!r} and {second!r} ran for {a['steps']:,} and {b['steps']:,} steps and neither is {reference!r}; give runs of equal length, or measure against one of them")
@@ -451,17 +468,19 @@ def ends_above(rows,  # of `figures.measure`
     return {"differences": differences, "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": END_UNITS[goal], "short": _short(np.asarray(steps), rows)}
 
 def held_out(rows, first, second):  # rows of `figures.measure`, of radiance fields
-    "Paired PSNR of held-out views, `first` minus `second` (dB), as evidence; a run that diverged counts as 0 dB."
-    value = lambda row: 0. if row["status"] == "diverged" else row["psnr"]
+    "Paired PSNR of held-out views, `first` minus `second` (dB), as evidence; a run that diverged, or ended below 0 dB, counts as that; two that diverged tell nothing."
+    value = lambda row: value_of("radiance", row["status"], row["psnr"])
     matched = _matched(rows, first, second)
-    differences = [float(value(a) - value(b)) for _, a, b in matched]
-    return {"differences": [d if math.isfinite(d) else None for d in differences], "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": "dB", "short": _short(_pick(rows, first)["steps"], rows)}
+    differences = [math.nan if a["status"] == b["status"] == "diverged" else float(value(a) - value(b)) for _, a, b in matched]
+    unknown = [a["status"] == b["status"] == "diverged" for _, a, b in matched]
+    return {"differences": [[None, None] if lost else d if math.isfinite(d) else None for d, lost in zip(differences, unknown)], "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": "dB", "short": _short(_pick(rows, first)["steps"], rows)}
 
 def more_than_half(rows, released, mended, reference="Adam"):
     "Paired (released - mended) - (released - reference) / 2 of the final PSNRs (dB), as evidence."
     over, own = ends_above(rows, released, mended, reference), ends_above(rows, released, reference, reference)
     lead = {tuple(pair): d for pair, d in zip(own["pairs"], own["differences"])}
-    halves = [None if d is None or lead.get(tuple(pair)) is None else d - lead[tuple(pair)] / 2 for pair, d in zip(over["pairs"], over["differences"])]
+    both = [(d, lead.get(tuple(pair))) for pair, d in zip(over["pairs"], over["differences"])]
+    halves = [None if None in ends else [None, None] if any(isinstance(e, list) for e in ends) else ends[0] - ends[1] / 2 for ends in both]
     return {**over, "differences": halves, "short": over["short"] or own["short"]}
 
 # %% ../nbs/32_claims.ipynb #afc69f88
@@ -590,12 +609,13 @@ def _of_form(known, form, block):
     return next(iter(block.values())) if len(block) == 1 else None
 
 def _count(given):
-    "The number of differences in the fullest part of some evidence, for choosing between experiments."
+    "The number of differences that tell something in the fullest part of some evidence, for choosing between experiments."
     if not isinstance(given, dict): return 0
     parts = given.get("parts")
     inner = (parts.values() if isinstance(parts, dict) else parts if isinstance(parts, (list, tuple)) else [given])
     lists = [p.get("differences") if isinstance(p, dict) else p for p in inner]
-    return max((len(values) for values in lists if isinstance(values, (list, tuple))), default=0)
+    tells = lambda d: isinstance(d, (int, float)) and math.isfinite(d) or isinstance(d, (list, tuple)) and any(x is not None for x in d)
+    return max((sum(map(tells, values)) for values in lists if isinstance(values, (list, tuple))), default=0)
 
 BATCH, RECORDS, SAMPLES = "runs of this batch", "recorded runs", "samples of chapter 32"  # what a verdict rests on
 BLOCKS = {BATCH: "claims", RECORDS: "recorded_claims"}  # where an experiment's metrics keep the evidence

@@ -152,8 +152,9 @@ def gej_bound(
     H = _matrix("gej_bound", H)
     if len(H) < 2: raise ValueError("gej_bound was given a 1 x 1 matrix, whose condition number is 1: pass at least 2 x 2.")
     if not H.any(): raise ValueError("gej_bound was given a matrix of zeros, whose condition number is 0 / 0: there is nothing to bound.")
-    mean = math.log(float(H.norm()) / math.sqrt(len(H)))
-    found = math.log(2) - _log_det(H) + mean * (1 if printed else len(H))
+    unit = H.abs().max() # the bound has no units (its printed form has); squares of very small or large entries would be lost
+    mean, power = math.log(float((H / unit).norm()) / math.sqrt(len(H))), 1 if printed else len(H)
+    found = math.log(2) - _log_det(H / unit) + mean * power + math.log(unit) * (power - len(H))
     return found if log else _exp(found)
 
 # %% ../nbs/02_preconditioning.ipynb #c7ed793a
@@ -163,6 +164,7 @@ def equilibration_factor(
 ) -> float: # in (0, 1]
     "What equilibration, one-sided, multiplies the bound (11) by: det(D^E) (norm_F / sqrt N)^-N <= 1. ValueError where a row is zero."
     H = _matrix("equilibration_factor", H)
+    if H.any(): H = H / H.abs().max() # as in gej_bound
     r = _row_norms(H)
     if not r.all(): raise ValueError(f"equilibration_factor was given a matrix with {int((r == 0).sum())} rows of zeros, which cannot be scaled: leave those parameters out.")
     found = float(r.log().sum()) - len(H) * math.log(float(H.norm()) / math.sqrt(len(H)))

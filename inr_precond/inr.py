@@ -224,6 +224,7 @@ class INR(nn.Module):
     ):
         super().__init__()
         _count("INR", 1, in_features=in_features, out_features=out_features, hidden_features=hidden_features, num_layers=num_layers)
+        if activation is not None and (isinstance(activation, type) or not callable(activation)): raise TypeError(f"INR was given activation={getattr(activation, '__name__', activation)!r}: pass a module, such as Gaussian(sigma=.05) or Sine().")
         if layer is not None and activation is not None: raise ValueError("INR was given both activation and layer: a layer activates itself, so pass one of the two.")
         if encoding is not None and getattr(encoding, "in_features", in_features) != in_features:
             raise ValueError(f"INR was given in_features={in_features} and an encoding of {encoding.in_features} features: make the two equal.")

@@ -56,7 +56,8 @@ def discover(folder,  # folder of experiment notebooks
     names = [p.stem for p in paths]
     for pattern in only:
         if not any(fnmatch.fnmatch(n, pattern) for n in names):
-            raise BatchError(f"--only {pattern!r} matches no experiment{closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
+            begun = [n for n in names if n.startswith(pattern.strip("*"))]
+            raise BatchError(f"--only {pattern!r} matches no experiment{f' (did you mean {begun[0]!r}?)' if begun else closest(pattern.strip('*'), names)}; there are {', '.join(names)}.")
     return paths, [n for n in names if not only or any(fnmatch.fnmatch(n, p) for p in only)]
 
 # %% ../nbs/33_reproduce.ipynb #bd7bda75
@@ -415,6 +416,7 @@ def run_batch(jobs, out, scale, force=False, display=None, at_once=1, slots=None
                 display.show(", ".join(map(str, running)), active_runs(out))
                 time.sleep(.5)
     except KeyboardInterrupt:
+        display.say("Stopping: runs write their checkpoints, then the report is written.")
         for e in running: e.child.stdin.close(); e.job.status = "interrupted"  # all at once, then wait for each
         for e in running: stop_notebook(e.child)
         gather(jobs, out, scale, provenance)
@@ -474,7 +476,9 @@ SCALES = ("smoke", "quick", "laptop", "full")
 
 def arguments(argv=None):
     "The command line, parsed and checked as far as that needs no notebook."
-    parser = argparse.ArgumentParser(prog="python -m inr_precond.reproduce", description="Execute the experiment notebooks that have changed and write results/SCALE/report.html.")
+    class Parser(argparse.ArgumentParser):
+        def error(self, message): raise BatchError(f"{message[:1].upper()}{message[1:]}; --help lists the options.")
+    parser = Parser(prog="python -m inr_precond.reproduce", description="Execute the experiment notebooks that have changed and write results/SCALE/report.html.")
     add = parser.add_argument
     add("--scale", default="quick", help=f"{', '.join(SCALES)} (quick)")
     add("--only", action="append", default=[], metavar="PATTERN", help="experiments by name, as 'fig05*'; several times or with commas for several")
@@ -533,7 +537,7 @@ def _found(kind, value):
     from inr_precond.data import images, scenes, shapes
     names, load = {"image": (images.image_names(), images.load_image), "shape": (shapes.shape_names(), shapes.load_shape), "scene": (scenes.scene_names(), scenes.fingerprint)}[kind]
     try: load(value)
-    except (OSError, ValueError) as error: raise BatchError(f"{'--image' if kind == 'image' else f'-p {kind}='} {value!r}: " + " ".join(str(error).split())) from error
+    except (OSError, ValueError) as error: raise BatchError(f"{'--image ' if kind == 'image' else f'-p {kind}='}{value!r}: " + " ".join(str(error).split())) from error
     return value if value in names else str(Path(value).resolve())
 
 def notebooks_folder(given):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RUNGS', 'CONTESTANTS', 'RECORD', 'Contestant', 'steps_for', 'config_of', 'Plan', 'budget_of', 'spent', 'digest',
            'score', 'best_of', 'Tuning', 'tune', 'trial_table', 'at_the_edge', 'setting_words', 'first_order',
-           'with_curvature', 'hours', 'race_configs', 'race_rows', 'bootstrap', 'speedups', 'race_table',
-           'record_result', 'read_result']
+           'with_curvature', 'hours', 'race_configs', 'race_rows', 'bootstrap', 'speedups', 'over_pictures',
+           'race_table', 'record_result', 'read_result']
 
 # %% ../nbs/40_tuning.ipynb #56506f63
 import hashlib
@@ -127,13 +127,16 @@ def _check_plan(plan):
         raise ValueError(f"the budget is {plan.budget!r}; give Adam's steps as a positive integer.")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"the contestants are {', '.join(names) or 'none'}; give at least one, and each a name of its own.")
-    if not plan.pairs or len(set(plan.pairs)) < len(plan.pairs):
+    if not plan.pairs or len({(Path(str(image)).stem, seed) for image, seed in plan.pairs}) < len(plan.pairs):
         raise ValueError("the tuning has no (image, seed) pair, or one of them twice; give different pairs.")
-    if not plan.rungs or any(not (0 < f <= 1 and n >= 1 and 1 <= p <= len(plan.pairs)) for f, n, p in plan.rungs) or plan.rungs[-1][0] != 1:
+    whole = lambda *numbers: all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    if not plan.rungs or any(not (whole(n, p) and 0 < f <= 1 and n >= 1 and 1 <= p <= len(plan.pairs)) for f, n, p in plan.rungs) or plan.rungs[-1][0] != 1:
         raise ValueError(f"the rungs are {plan.rungs!r}; give (share of the budget in (0, 1], candidates, pairs from 1 to {len(plan.pairs)}), the last with share 1.")
     if any(b[0] < a[0] or b[1] >= a[1] for a, b in zip(plan.rungs, plan.rungs[1:])):
         raise ValueError(f"the rungs are {plan.rungs!r}; from one to the next the share must not fall, and the candidates must become fewer.")
     for c in plan.contestants:
+        if c.cost > plan.rungs[0][0] * plan.budget:
+            raise ValueError(f"a step of {c.name!r} costs {c.cost:g} of Adam's and the first rung has {plan.rungs[0][0] * plan.budget:g}; give a larger budget, so that every contestant can make a step for it.")
         if len(c.candidates()) < plan.trials:
             raise ValueError(f"the grid of {c.name!r} has {len(c.candidates())} points and the plan asks for {plan.trials} trials; every contestant gets the same number, so give it more values or all of them fewer trials.")
 
@@ -162,8 +165,8 @@ def score(run) -> float:  # dB
 
 
 def best_of(scores, keep: int) -> list:  # indices, best first; of equal scores the earlier
-    "The `keep` best."
-    return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:keep]
+    "The `keep` best of numbers, or of tuples of them."
+    return sorted(range(len(scores)), key=lambda i: scores[i], reverse=True)[:keep]  # a sort that keeps the order of equals, in reverse too
 
 
 @dataclass(frozen=True)
@@ -185,12 +188,13 @@ def tune(
         keep = plan.rungs[rung + 1][1] if rung + 1 < len(plan.rungs) else 1
         asked = [(c, candidate, pair) for c in plan.contestants for candidate in alive[c.name] for pair in plan.pairs[:count]]
         configs = [config_of(c, candidate, share * plan.budget, *pair, evaluations=1, **plan.common) for c, candidate, pair in asked]
-        scores = iter([score(run) for run in train(configs)])
+        ended = iter([(score(run), run.status != "diverged") for run in train(configs)])
         for c in plan.contestants:
-            own = [[next(scores) for _ in range(count)] for _ in alive[c.name]]
-            means = [float(np.mean(s)) for s in own]
-            ranked = best_of(means, len(means))
-            tried += [{"contestant": c.name, "rung": rung, "candidate": alive[c.name][i], "steps": steps_for(share * plan.budget, c.cost), "score": means[i], "scores": own[i], "rank": ranked.index(i) + 1} for i in range(len(own))]
+            own = [[next(ended) for _ in range(count)] for _ in alive[c.name]]
+            lost = min([DIVERGED_PSNR] + [s for trials in own for s, done in trials if done])  # to diverge is never better than to finish below 0 dB
+            means, finished = [float(np.mean([s if done else lost for s, done in trials])) for trials in own], [sum(done for _, done in trials) for trials in own]
+            ranked = best_of(list(zip(means, finished)), len(means))
+            tried += [{"contestant": c.name, "rung": rung, "candidate": alive[c.name][i], "steps": steps_for(share * plan.budget, c.cost), "score": means[i], "scores": [s for s, _ in own[i]], "finished": finished[i], "rank": ranked.index(i) + 1} for i in range(len(own))]
             alive[c.name] = [alive[c.name][i] for i in ranked[:keep]]
     return Tuning(plan, tried, {name: left[0] for name, left in alive.items()})
 
@@ -209,8 +213,8 @@ def at_the_edge(tuning: Tuning) -> list:  # sentences
     "Which choices to distrust: rates at an end of their grids, and those of a contestant whose every trial diverged."
     told = []
     for c in tuning.plan.contestants:
-        last = [t["score"] for t in tuning.trials if t["contestant"] == c.name and t["rung"] == len(tuning.plan.rungs) - 1]
-        if last and max(last) == DIVERGED_PSNR:
+        last = [t["finished"] for t in tuning.trials if t["contestant"] == c.name and t["rung"] == len(tuning.plan.rungs) - 1]
+        if last and not any(last):
             told.append(f"{c.name} at {tuning.plan.budget:,}: every trial of the last rung diverged, so what was chosen is only the first of them.")
             continue
         rates, chosen = dict(c.grid).get("lr", ()), tuning.chosen[c.name].get("lr")
@@ -273,15 +277,17 @@ def race_configs(plan: Plan, chosen: dict, pairs, **common) -> dict:  # contesta
 
 
 def race_rows(plan: Plan, groups: dict, reference: str = "Adam"):  # groups: contestant's name -> runs
-    "figures.measure of a race, with cost, units_to_target (steps times cost), and the difference of the final PSNRs to the reference's (a diverged run counts as 0 dB)."
+    "figures.measure of a race, with cost, units_to_target (steps times cost), and the difference of the final PSNRs to the reference's (a run that diverged or ended below 0 dB counts as that; where both diverged there is no difference)."
     rows = figures.measure(groups, reference)
     cost = {c.name: c.cost for c in plan.contestants}
     rows["cost"] = rows["method"].map(cost)
     rows["units_to_target"] = rows["steps_to_target"] * rows["cost"]
     rows["budget"] = plan.budget
-    rows["value"] = [DIVERGED_PSNR if status == "diverged" or not math.isfinite(psnr) else psnr for status, psnr in zip(rows["status"], rows["psnr"])]
-    partner = rows[rows["method"] == reference].set_index(["image", "seed"])["value"]
-    rows["difference"] = [value - partner.get((image, seed), math.nan) for image, seed, value in zip(rows["image"], rows["seed"], rows["value"])]
+    rows["value"] = [figures.value_of("image", status, psnr) if math.isfinite(psnr) else DIVERGED_PSNR for status, psnr in zip(rows["status"], rows["psnr"])]
+    of_reference = rows[rows["method"] == reference].set_index(["image", "seed"])
+    partner, lost = of_reference["value"], of_reference["status"] == "diverged"
+    rows["difference"] = [math.nan if status == "diverged" and lost.get((image, seed), False) and name != reference else value - partner.get((image, seed), math.nan)
+                          for name, image, seed, status, value in zip(rows["method"], rows["image"], rows["seed"], rows["status"], rows["value"])]
     return rows
 
 # %% ../nbs/40_tuning.ipynb #99f94a2d
@@ -318,8 +324,13 @@ def speedups(rows, name: str, unit: str = "units", reference: str = "Adam") -> l
     return found
 
 # %% ../nbs/40_tuning.ipynb #34d480cf
+def over_pictures(own):  # rows of one contestant
+    "figures.paired of the pictures' mean differences: what carries over to other pictures."
+    return figures.paired(own.groupby("image", sort=False)["difference"].mean())
+
+
 def race_table(rows, reference: str = "Adam"):
-    "One line a contestant: steps, final PSNR, difference to the reference with its 95 % interval, and the median speed-up in units of Adam's step and in seconds with bootstrap intervals."
+    "One line a contestant: steps, final PSNR, difference to the reference with its 95 % interval over the pairs and over the pictures, and the median speed-up in units of Adam's step and in seconds with bootstrap intervals."
     import pandas as pd
 
     lines = []
@@ -327,6 +338,8 @@ def race_table(rows, reference: str = "Adam"):
         d = figures.paired(own["difference"])
         line = {"contestant": name, "steps": f"{int(own['steps'].max()):,}", "pairs": len(own), "diverged": int((own["status"] == "diverged").sum()), "final PSNR (dB)": f"{own['value'].mean():.2f}"}
         line[f"minus {reference} (dB)"] = "" if name == reference else f"{d['mean']:+.2f}" + (f" [{d['low']:+.2f}, {d['high']:+.2f}]" if d["n"] > 1 else "")
+        wide = over_pictures(own)
+        line["over pictures"] = "" if name == reference or wide["n"] < 2 else f"[{wide['low']:+.2f}, {wide['high']:+.2f}], {wide['n']}"
         for unit, words in (("units", "speed-up, units"), ("seconds", "speed-up, seconds")):
             line[words] = "" if name == reference else _speed_text([r for _, r in speedups(rows, name, unit, reference)])
         line["cost, stated"], line["cost, measured"] = f"{own['cost'].iloc[0]:g}", _measured_cost(rows, name, reference)

@@ -483,7 +483,7 @@ def test_median_and_mean_that_contradict_each_other_decide_nothing(made_up, sign
 
 def test_the_effect_is_what_the_interval_is_of(made_up):
     "Eleven pairs above the margin and a lost one. Catches a mean of -3 dB beside an interval of the median, and a median where Student's t limits the mean."
-    found = made_up.judge("one", {"differences": [1 + .01 * i for i in range(11)] + [[None, -50.]]})
+    found = made_up.judge("one", {"differences": [1 + .01 * i for i in range(11)] + [[None, -5.]]})
     assert found.verdict == REPRODUCED and found.low <= found.effect <= found.high and found.effect == pytest.approx(1.045)
     assert made_up.judge("one", {"differences": [1., 1., 1., 1., 6.]}).effect == 2
     assert made_up.judge("one", {"differences": [[None, -d] for d in (1., 1., 1., 1., 6.)]}).effect == -2
@@ -515,3 +515,50 @@ def test_a_run_that_diverged_before_its_speed_was_known_bounds_nothing():
     table = rows({"A": 100., "B": None, "Adam": 200.})
     table.loc[table["method"] == "B", ["status", "ms_per_step"]] = ["diverged", math.nan]
     for low, high in claims.faster(table, "A", "B")["differences"]: assert low < -10 and high is None
+
+
+def test_knowing_less_decides_no_more(made_up):
+    "A claim is about the mean. Catches a verdict above the margin where the one lost pair alone puts the mean below it, whatever its unknown end is."
+    known, unknown = [.5] * 15 + [-20.] * 3, [.5] * 15 + [[None, -20.]] * 3
+    assert made_up.judge("one", {"differences": known}).verdict != REPRODUCED and made_up.judge("one", {"differences": unknown}).verdict == UNDECIDED
+    assert made_up.judge("one", {"differences": [-d for d in known[:15]] + [[20., None]] * 3}).verdict == UNDECIDED
+
+
+@pytest.mark.parametrize("n", [5, 13, 15, 19, 20, 21, 29])
+def test_at_the_margin_rounding_does_not_decide(made_up, n):
+    "The standard deviation of equal numbers is 1e-17 and not 0 for some n."
+    assert made_up.judge("one", {"differences": [.3] * n}).verdict == UNDECIDED
+    assert made_up.judge("one", {"differences": [.3 + 1e-9] * n}).verdict == REPRODUCED and made_up.judge("one", {"differences": [.3 - 1e-9] * n}).verdict == REJECTED
+
+
+@pytest.mark.parametrize("pairs", [[["a", 1], ["a", 1.0]], [["a", 1], ["a", "1"]], [["a", 1], ["a", True]], [["a", 1], ["a.png", 1]], [["a", 1], ["x/y/a.png", 1]], [["a", 1], ["a", 1, None]]])
+def test_a_pair_under_two_names_is_one_pair(made_up, pairs):
+    with pytest.raises(claims.EvidenceError, match="stands twice"):
+        made_up.judge("one", {"differences": [.5] * 5, "pairs": pairs + [["b", k] for k in range(3)]})
+    made_up.judge("one", {"differences": [.5] * 5, "pairs": [["ESGD, lr 0.15", 0], ["ESGD, lr 0.25", 0], ["a", 0], ["a", 1], ["b", 0]]})
+
+
+def test_a_part_given_twice_is_refused(made_up):
+    "Catches a verdict that hangs on which of two contradicting parts comes last."
+    with pytest.raises(claims.EvidenceError, match="'A before B.*' stands twice"):
+        made_up.judge("two", {"parts": [{"name": "A before B, seconds", "differences": [1.] * 5}, {"name": "A before B, seconds", "differences": [-1.] * 5}]})
+
+
+def test_evidence_that_tells_nothing_displaces_none(made_up):
+    "Ten pairs of which none is known, beside six known ones in another experiment."
+    known, empty = {"one": {"printed": {"differences": [1.] * 6}}}, {"one": {"printed": {"differences": [None] * 10}}}
+    rows = {r["claim"]: r for r in claims.collect([entry("b_none", empty), entry("a_good", known)], "laptop")}
+    assert rows["one"]["experiment"] == "a_good" and rows["one"]["verdict"] == REPRODUCED and claims._count(empty["one"]["printed"]) == 0 == claims._count({"differences": [[None, None]]})
+
+
+def test_two_runs_that_diverged_tell_nothing():
+    "Catches differences of 0 dB with no spread, from which a method that never trained was called no worse than another that never did."
+    data = rows({"A": 10., "B": 20.})
+    data.loc[data.seed < 4, ["status", "psnr", "difference"]] = ["diverged", math.nan, math.nan]
+    found = claims.ends_above(data, "A", "B", "B")["differences"]
+    assert found[:4] == [[None, None]] * 4 and isinstance(found[4], float)
+    data["status"] = "diverged"
+    lost = claims.from_rows(["relu-pe-image"], data.replace({"method": {"A": "Adam 1e-3", "B": "ESGD released"}}), "Adam 1e-3")
+    assert claims.judge("relu-pe-image", lost["relu-pe-image"]["printed"], form="printed").verdict == UNDECIDED
+    three = claims.more_than_half(pd.concat([data, data[data.method == "A"].assign(method="C")]), "A", "C", "B")
+    assert three["differences"] == [[None, None]] * 5

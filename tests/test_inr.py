@@ -204,3 +204,9 @@ def test_a_bias_whose_numbers_lie_apart():
     x = torch.rand(512, 64)
     with torch.no_grad(): found = layer(x)
     assert not layer.bias.is_contiguous() and torch.allclose(found, x @ layer.weight.T + layer.bias, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation,word", [("sine", "'sine'"), (Gaussian, "'Gaussian'"), (3, "3")])
+def test_an_activation_that_is_none_is_refused_at_once(activation, word):
+    "Catches a name or a class, which would fail in the first forward pass, in torch's words."
+    with pytest.raises(TypeError, match=f"INR was given activation={word}: pass a module"): INR(2, 3, activation=activation)

@@ -530,7 +530,7 @@ def test_a_parameter_outside_of_the_layers_is_said_once_and_takes_the_plain_grad
     torch.manual_seed(0)
     net = Scaled()
     x, y = torch.rand(10, 2, dtype=torch.float64), torch.rand(10, 3, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="1 parameters outside of them take the plain gradient, P = I: scale"): opt = KFAC(net, lr=.5, betas=(0., .9))
+    with pytest.warns(UserWarning, match="1 parameter outside of them take the plain gradient, P = I: scale"): opt = KFAC(net, lr=.5, betas=(0., .9))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
@@ -880,3 +880,37 @@ def test_a_layer_without_inputs(options):
     before = layer.bias.detach().clone()
     KFAC(layer, **options).step(lambda: (layer(torch.zeros(2, 0, dtype=torch.float64)) - 9).square().mean())
     assert layer.bias.isfinite().all() and not torch.equal(layer.bias, before)
+
+
+def test_a_basis_is_not_made_anew_from_the_same_factors():
+    "Inverses due more often than statistics come. Catches EKFAC that falls back to plain K-FAC's scaling until the next statistics."
+    prob = problem()
+    opt = KFAC(prob.model, lr=0., ekfac=True, fisher="exact", stats_every=10, inverse_every=5)
+    directions = []
+    for _ in range(10): opt.step(prob); directions.append([opt.state[p]["scaling"].clone() for p in prob.params if "scaling" in opt.state[p]])
+    assert directions[0] and all(torch.equal(a, b) for later in directions[1:] for a, b in zip(directions[0], later))
+    opt.step(prob)
+    kept = KFAC(prob.model, lr=0., ekfac=True, fisher="exact", stats_every=10, inverse_every=5); kept.load_state_dict(opt.state_dict())
+    for _ in range(7): opt.step(prob); kept.step(prob)
+    assert all(torch.equal(opt.state[p][name], kept.state[p][name]) for p in prob.params for name in opt.state[p] if torch.is_tensor(opt.state[p][name]))
+
+
+def test_a_buffer_that_is_filled_again_before_the_step_is_noticed():
+    "A static input buffer: catches statistics of another batch, in silence."
+    torch.manual_seed(0)
+    net, buffer = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)), torch.randn(8, 2)
+    opt = KFAC(net)
+    net(buffer).square().mean().backward()
+    buffer.copy_(torch.randn(8, 2))
+    with pytest.raises(RuntimeError, match="changed in place after its forward pass"): opt.step()
+    opt = KFAC(net)
+    net(buffer).square().mean().backward(); opt.step(); opt.zero_grad(); buffer.copy_(torch.randn(8, 2))
+
+
+@pytest.mark.parametrize("ekfac", [False, True])
+def test_a_layer_without_outputs_is_left_alone(ekfac):
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(2, 3), nn.Linear(2, 0)])
+    with pytest.warns(UserWarning, match="outside of them"): opt = KFAC(net, ekfac=ekfac)
+    x = torch.randn(8, 2)
+    opt.step(lambda: net[0](x).square().mean() + net[1](x).sum())

@@ -7,7 +7,7 @@ from test_optim import problem as small
 from torch import nn
 
 from inr_precond.curvature import Problem
-from inr_precond.optim import ESGD, KFAC, AdaHessian, GaussNewton
+from inr_precond.optim import ESGD, KFAC, AdaHessian, Adam, GaussNewton
 
 
 @pytest.mark.parametrize("way", ["problem", "closure"])
@@ -76,3 +76,47 @@ def test_kfac_beside_layers_of_other_kinds(options):
     dead = flat(net[3].parameters())
     for _ in range(3): opt.step(lambda: (net(x) - 1).square().mean() + net[2](net[1](net[0](x))).square().mean())
     assert torch.equal(dead, flat(net[3].parameters())) and flat(net.parameters()).isfinite().all() and list(opt.factors()) == ["3", "5"]
+
+
+@pytest.mark.parametrize("model", [lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3)), lambda: nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3))])
+@pytest.mark.parametrize("make", [lambda m: KFAC(m, fisher="exact"), lambda m: KFAC(m, fisher="sampled"), GaussNewton])
+@pytest.mark.filterwarnings("ignore:KFAC sees linear layers alone", "ignore:Using backward")
+def test_a_loss_without_second_derivative_in_the_outputs_is_refused(make, model):
+    "L1 has a Gauss-Newton matrix of zeros: a step divided by the damping alone goes uphill. The empirical factors and a smooth loss are taken, and a gradient of zero is no reason to stop."
+    torch.manual_seed(0)
+    model = model()
+    x, y = torch.randn(16, 2), torch.randn(16, 3)
+    opt = make(model)
+    with pytest.raises(RuntimeError, match='no second derivative in the model.s outputs.*L1.*fisher="empirical"'): opt.step(lambda: nn.functional.l1_loss(model(x), y))
+    opt = make(model)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        nn.functional.l1_loss(model(x), y).backward(create_graph=True); opt.step()
+    opt = make(model)
+    opt.step(lambda: nn.functional.smooth_l1_loss(model(x), y)); opt.step(lambda: nn.functional.mse_loss(model(x), model(x).detach()))
+    KFAC(model, fisher="empirical").step(lambda: nn.functional.l1_loss(model(x), y))
+
+
+@pytest.mark.parametrize("call,kind,words", [
+    (lambda: ESGD(nn.Linear(2, 3)), TypeError, r"ESGD was given a Linear, but takes its parameters; write ESGD\(model.parameters\(\)\)"),
+    (lambda: AdaHessian([]), ValueError, "AdaHessian was given no parameters"), (lambda: ESGD(iter(())), ValueError, "ESGD was given no parameters"),
+    (lambda: KFAC(nn.Conv2d(3, 3, 3)), ValueError, "KFAC found no linear layer in the Conv2d"), (lambda: KFAC(nn.ReLU()), ValueError, "no linear layer"),
+    (lambda: GaussNewton(nn.ReLU()), ValueError, "no parameters")])
+def test_what_has_nothing_to_optimize_is_one_sentence(call, kind, words):
+    with pytest.raises(kind, match=words): call()
+
+
+def test_generators_and_groups_are_taken():
+    "Catches a generator that is used up by the check."
+    model = nn.Linear(2, 3)
+    assert len(ESGD(model.parameters()).param_groups[0]["params"]) == 2 == len(ESGD(p for p in model.parameters()).param_groups[0]["params"])
+    assert [g["lr"] for g in ESGD([{"params": [model.weight], "lr": .5}, {"params": [model.bias]}], lr=.1).param_groups] == [.5, .1]
+    with pytest.raises(TypeError): ESGD(model.weight)
+
+
+def test_adam_does_not_take_over_the_state_of_esgd():
+    "Their states have the same names and shapes: catches (Hv)^2 taken for g^2, with ESGD's rate."
+    model = nn.Linear(2, 3)
+    esgd, adam = ESGD(model.parameters()), Adam(model.parameters())
+    esgd.step(lambda: model(torch.rand(4, 2)).square().mean()); adam.step(lambda: model(torch.rand(4, 2)).square().mean())
+    for a, b in ((adam, esgd), (esgd, adam)):
+        with pytest.raises(ValueError, match="the state to be loaded has (the|no) option"): a.load_state_dict(b.state_dict())

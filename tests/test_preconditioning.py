@@ -467,3 +467,12 @@ def test_the_experiment_resumes_and_mistrusts_its_files(tmp_path, repository):
     other = json.loads(files[1].read_text()); other["settings"]["sigma"] = 7.; files[1].write_text(json.dumps(other))
     again = space["follow"](space["plan"])
     assert len(calls) == 2 and json.dumps(again) == json.dumps(first)
+
+
+@pytest.mark.parametrize("unit", [1e-170, 1e-5, 1., 1e160])
+def test_the_bound_has_no_units(unit):
+    "Squares of very small or large entries under- or overflow: a bound of inf, or a bare error of math."
+    H = np.array([[2., .5, 0.], [.5, 1., .3], [0., .3, 3.]])
+    assert gej_bound(unit * H) == pytest.approx(gej_bound(H), rel=1e-9) and gej_bound(unit * H, log=True) == pytest.approx(gej_bound(H, log=True), rel=1e-9)
+    assert equilibration_factor(unit * H) == pytest.approx(equilibration_factor(H), rel=1e-9)
+    assert gej_bound(unit * H, log=True, printed=True) == pytest.approx(gej_bound(H, log=True, printed=True) - 2 * math.log(unit), rel=1e-9)

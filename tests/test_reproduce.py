@@ -235,7 +235,7 @@ def test_selection_keeps_the_others_in_the_report(place):
 @pytest.mark.parametrize("arguments, parts", [
     (["-p", "seed=3"], ["'seed'", "'seeds'", "accept"]), (["-p", "steps=3"], ["'steps'", "scale"]), (["-p", "steps"], ["NAME=VALUE"]), (["-p", "out=x"], ["--out"]),
     (["--scale", "quik"], ["'quik'", "'quick'", "laptop"]), (["--only", "fig5_image"], ["'fig5_image'", "'fig05_image'"]), (["--only", "nothing*"], ["nothing", "fig05_image"]),
-    (["--seeds", "0"], ["--seeds is 0"]), (["--workers", "-1"], ["--workers is -1"]), (["--image", "lyon"], ["lyon", "lion"]), (["--image", "none.png"], ["none.png"]),
+    (["--only", "fig05"], ["'fig05'", "did you mean 'fig05_image'"]), (["--seeds", "two"], ["--seeds", "'two'", "--help"]), (["--frobnicate"], ["--frobnicate", "--help"]), (["--seeds", "0"], ["--seeds is 0"]), (["--workers", "-1"], ["--workers is -1"]), (["--image", "lyon"], ["lyon", "lion"]), (["--image", "none.png"], ["none.png"]),
     (["-p", "seeds=-3"], ["seeds is -3", "at least 1"]), (["-p", "seeds=[1,'a']"], ["seeds is [1, 'a']", "list"]), (["-p", "seeds=[1,1]"], ["seeds is [1, 1]", "different"]), (["-p", "seeds=[]"], ["seeds is []"]),
     (["-p", "seeds=True"], ["seeds is True"]), (["-p", "seeds=two"], ["seeds is 'two'"]), (["-p", "seeds=1.0"], ["seeds is 1.0"]), (["-p", "seeds=[9223372036854775808]"], ["seeds is"]), (["-p", "image=5"], ["image is 5", "lion"]), (["-p", "image=True"], ["image is True"]),
     (["-p", "workers=0"], ["workers is 0", "at least 1"]), (["-p", "workers=2.5"], ["workers is 2.5"]), (["-p", "image=lyon"], ["lyon", "lion"]), (["-p", "steps={1, 2}"], ["steps", "JSON"]),

@@ -317,3 +317,18 @@ def test_bad_input(make, words):
     "Tunings that are unequal or cannot be run, found hours later."
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_to_diverge_is_never_chosen_over_having_finished():
+    "Rates whose runs diverge score 0 dB and those that finish -2 dB: catches the choice of one that diverged, and the sentence that all did where all finished at 0 dB."
+    def train(configs): return [SimpleNamespace(status="diverged" if c.options["lr"] < .1 else "finished", final={"psnr": None if c.options["lr"] < .1 else -2.}) for c in configs]
+    plan = Plan(100, (contestant(grid={"lr": (1e-3, 1e-2, .1, 1.), "schedule": ("constant",)}),), PAIRS, ((.5, 4, 1), (1., 2, 1)))
+    found = tune(plan, train)
+    assert found.chosen["A"]["lr"] in (.1, 1.) and not any("diverged" in t for t in tuning.at_the_edge(found))
+    assert not any("diverged" in t for t in tuning.at_the_edge(tune(plan, lambda configs: [SimpleNamespace(status="finished", final={"psnr": 0.}) for _ in configs])))
+    assert any("diverged" in t for t in tuning.at_the_edge(tune(plan, lambda configs: [SimpleNamespace(status="diverged", final={"psnr": None}) for _ in configs])))
+
+
+@pytest.mark.parametrize("change,words", [({"rungs": ((.5, 4.5, 1), (1., 2, 1))}, "the rungs are"), ({"pairs": (("a", 0), ("x/a.png", 0))}, "twice"), ({"contestants": (contestant(cost=60.),)}, "first rung has 50; give a larger budget")])
+def test_plans_that_would_not_be_equal_for_everyone(change, words):
+    with pytest.raises(ValueError, match=words): Plan(**{"budget": 100, "contestants": (contestant(),), "pairs": PAIRS, "rungs": ((.5, 4, 1), (1., 2, 1)), **change})

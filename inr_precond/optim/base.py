@@ -102,6 +102,9 @@ class PreconditionedSGD(Optimizer):
         max_grad_norm: float | None = None,         # clips the gradient of all parameters to this 2-norm inside `step`
         seed: int = 0,                              # of the probe generator
     ):
+        if isinstance(params, torch.nn.Module): raise TypeError(f"{type(self).__name__} was given a {type(params).__name__}, but takes its parameters; write {type(self).__name__}(model.parameters())")
+        if not isinstance(params, torch.Tensor): params = list(params)  # a tensor is torch's to refuse
+        if isinstance(params, list) and not params: raise ValueError(f"{type(self).__name__} was given no parameters; give those of a model that has some")
         _check_option("max_grad_norm", max_grad_norm); _check_option("seed", seed)
         self.max_grad_norm, self.seed, self._clocks, self._generator = max_grad_norm, seed, {}, None
         super().__init__(params, options)
@@ -323,6 +326,8 @@ def state_dict(self) -> dict:
 def _check_loaded(self, state_dict):
     "ValueError, before anything is changed, where a state is not of this kind of optimizer or of these parameters."
     kind, groups = type(self).__name__, state_dict["param_groups"]
+    strange = [n for g in groups for n in g if n not in ("params", "param_names", "name", "initial_lr", *self.defaults)]
+    if strange: raise ValueError(f"the state to be loaded has the option {strange[0]!r}, which {kind} has not; load the state of the same optimizer")
     missing = [n for g in groups for n in self.defaults if n not in g]
     if missing: raise ValueError(f"the state to be loaded has no option {missing[0]!r}, so it is not one of {kind}; load the state of the same optimizer")
     for i, p in zip((i for g in groups for i in g["params"]), (p for g in self.param_groups for p in g["params"])):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from ..curvature import rademacher_like
 from .base import SHARED, Diagonal, patch_to, state_dtype
-from .kfac import LayerWise, _check_own, _kind, output_hessian, product_nt, psd_root
+from .kfac import LayerWise, _check_own, _kind, curved, product_nt, psd_root
 
 # %% ../../nbs/15_gauss_newton.ipynb #5e626118
 def layer_diagonal(
@@ -25,7 +25,7 @@ def layer_diagonal(
 class GaussNewton(LayerWise, Diagonal):
     """Damped Gauss-Newton with the matrix's diagonal (after (13)): P = EMA of diag(J^T H_c J) + damping, without a root; J the Jacobian of the model's outputs, H_c the loss's Hessian in them.
 
-    Exact for linear layers, each row of whose input counts as a sample (and what other code than the module's forward does with its weight is not seen); for all other parameters an unbiased estimate, the square of one random product with J^T. No row's loss may depend on another row's outputs.
+    Exact for linear layers, each row of whose input counts as a sample (and what other code than the module's forward does with its weight is not seen); for all other parameters (convolutions, norms) an unbiased but noisy estimate, the square of one random product with J^T, which without a root asks for a lower rate and more damping. No row's loss may depend on another row's outputs, nor a row's outputs on another row's inputs (as with batch norm in training).
     A closure, a Problem, or `loss.backward(create_graph=opt.needs_graph()); opt.step()`, with hooks as `KFAC` has them.
     ValueError for an option outside its range, TypeError for parameters instead of a module."""
     choices = {"fisher": ("exact", "sampled")}
@@ -74,8 +74,7 @@ def _look_outside(self, params, kinds, generator):
     found, others = {}, self._outsiders(params)
     climbing = lambda p: self._clocks[p].group["maximize"]
     for out in (r for r in self._watch.done.values() if r.key == "outputs" and others):
-        edge = self._watch.edges[id(out)]
-        H = output_hessian(out.grad, edge, out.shape[-1] if len(out.shape) > 1 else 1)
+        edge, H = self._watch.edges[id(out)], curved(self._watch, out)
         for mine, sign in (([p for p in others if not climbing(p)], 1), ([p for p in others if climbing(p)], -1)):
             if not mine: continue
             R = psd_root(sign * H)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['product_nt', 'second_moments', 'split_damping', 'damped_inverse', 'positive_reciprocal', 'output_hessian', 'psd_root',
-           'collect', 'visible_layers', 'LayerWise', 'KFAC', 'eigenbasis']
+           'curved', 'collect', 'visible_layers', 'LayerWise', 'KFAC', 'eigenbasis']
 
 # %% ../../nbs/14_kfac.ipynb #b1d01d82
 import math
@@ -79,9 +79,10 @@ class _Record:
     inputs: torch.Tensor | None                     # what went in
     shape: torch.Size                               # of what came out
     grad: torch.Tensor | None = None                # what came back
+    version: int = 0                                # of the inputs when they went in
 
 class _Keep:
-    "A tensor hook. The graph owns it and the record, so that a forward pass without a backward leaves nothing behind."
+    "A tensor hook. The graph owns it and the record, so that a forward pass without a backward leaves nothing behind; with `outputs` its place in the graph, and so the graph, stays until the next step."
     def __init__(self, record, watch): self.record, self.watch = record, watch
 
     def __call__(self, grad):
@@ -104,7 +105,8 @@ class _Tap:
         if watch is None:
             for key in [k for k, hook in module._forward_hooks.items() if hook is self]: del module._forward_hooks[key]
         elif torch.is_grad_enabled() and isinstance(output, torch.Tensor) and output.requires_grad and args and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None:
-            record = _Record(self.key, None if self.key == "outputs" else args[0].detach(), output.shape)
+            inputs = None if self.key == "outputs" else args[0].detach()
+            record = _Record(self.key, inputs, output.shape, version=0 if inputs is None or inputs.is_inference() else inputs._version)
             output.register_hook(_Keep(record, self.watch))
             if watch.outputs: watch.edges[id(record)] = torch.autograd.graph.get_gradient_edge(output)
 
@@ -152,10 +154,15 @@ def _kind(group: dict) -> str:                      # "empirical", "exact", "sam
     "What a parameter group wants to see: its `fisher`, with a minus where it maximizes, for then the curvature is that of -loss."
     return "-" * (group["maximize"] and group["fisher"] != "empirical") + group["fisher"]
 
+def curved(watch: _Watch, out: _Record) -> torch.Tensor:  # (rows, C, C)
+    "The Hessian of the loss in one output. RuntimeError where it is zero and the gradient is not: such a loss has no Gauss-Newton matrix, and a step would be divided by the damping alone."
+    H = output_hessian(out.grad, watch.edges[id(out)], out.shape[-1] if len(out.shape) > 1 else 1)
+    if not H.any() and out.grad.any(): raise RuntimeError("the loss has a gradient but no second derivative in the model's outputs (as an L1 loss), so its Gauss-Newton matrix is zero; take a loss that is curved in the outputs, or KFAC with fisher=\"empirical\"")
+    return H
+
 def _send(watch: _Watch, out: _Record, kind: str, records: list, generator) -> None:
     "Sends the roots of one output's Hessian back to the layers; `records` holds (record, kind -> deltas)."
-    edge = watch.edges[id(out)]
-    H = output_hessian(out.grad, edge, out.shape[-1] if len(out.shape) > 1 else 1)
+    edge, H = watch.edges[id(out)], curved(watch, out)
     R = psd_root(-H if kind.startswith("-") else H)
     roots = R.unbind(2) if kind.endswith("exact") else [(R @ rademacher_like([R[:, :, 0]], generator)[0].unsqueeze(2)).squeeze(2)]
     for u in roots:
@@ -167,6 +174,7 @@ def collect(watch: _Watch, kinds, generator) -> dict:   # layer -> [(phi (rows, 
     "What the watched layers saw in one step, after its backward pass."
     watch.open = False                              # what is sent back from here on is not the gradient
     records = [(r, {"empirical": [r.grad], **{k: [] for k in kinds if k != "empirical"}}) for r in watch.done.values() if r.key != "outputs"]
+    if any(not r.inputs.is_inference() and r.inputs._version != r.version for r, _ in records): raise RuntimeError("the inputs of a layer were changed in place after its forward pass, so the statistics would be those of other rows; call step() before a buffer is filled again, or pass the model a copy")
     outs = [r for r in watch.done.values() if r.key == "outputs"]
     for kind in (k for k in kinds if k != "empirical"):
         if records and not outs: raise RuntimeError(f"fisher={kind.removeprefix('-')!r} starts from the model's outputs, but its forward did not return a tensor on which the loss depends; call the model itself and let it return one tensor, or use fisher=\"empirical\"")
@@ -179,7 +187,7 @@ def collect(watch: _Watch, kinds, generator) -> dict:   # layer -> [(phi (rows, 
 def visible_layers(model: nn.Module) -> dict:       # name -> layer
     "The layers K-FAC can see: linear ones with `nn.Linear`'s forward, plain parameters and none that another layer shares."
     plain = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and type(m).forward in (nn.Linear.forward, Linear.forward)
-             and isinstance(m._parameters.get("weight"), nn.Parameter) and "bias" in m._parameters}
+             and isinstance(m._parameters.get("weight"), nn.Parameter) and "bias" in m._parameters and m.out_features > 0}
     uses = {}
     for m in model.modules():
         for p in m._parameters.values(): uses[id(p)] = uses.get(id(p), 0) + 1
@@ -209,6 +217,7 @@ class LayerWise(PreconditionedSGD):
         kind = type(self).__name__
         if not isinstance(model, nn.Module): raise TypeError(f"{kind} was given a {type(model).__name__}, but needs the module, because its preconditioner is made of what each layer sees; write {kind}(model)")
         self._attach(model)
+        if not self._layers and self.outside is not None: raise ValueError(f"{kind} found no linear layer in the {type(model).__name__}, so it has nothing to precondition; take another optimizer for it")
         super().__init__(model.parameters() if params is None else params, options, max_grad_norm, seed)
         self._warn()
         self._idiom = True
@@ -243,7 +252,7 @@ def _warn(self):
     if self.outside is None: return
     names = {id(p): n for n, p in self.model.named_parameters()}
     outside = [names.get(id(p), "a tensor that is not the model's") for g in self.param_groups for p in g["params"] if id(p) not in self._place]
-    if outside: warnings.warn(f"{type(self).__name__} sees linear layers alone; {len(outside)} parameters outside of them {self.outside}: {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}", stacklevel=4)
+    if outside: warnings.warn(f"{type(self).__name__} sees linear layers alone; {len(outside)} parameter{'s' * (len(outside) > 1)} outside of them {self.outside}: {', '.join(outside[:4])}{', ...' if len(outside) > 4 else ''}", stacklevel=4)
 
 # %% ../../nbs/14_kfac.ipynb #58281d24
 @patch_to(LayerWise)
@@ -514,6 +523,7 @@ def _refresh(self, unit, clock) -> bool:            # whether the unit has inver
     k, names = (0 if unit.w is None else unit.layer.in_features) + (unit.b is not None), ("basis_inputs", "basis_outputs") if group["ekfac"] else ("inverse_edge", "inverse_outputs")
     fit = names[0] in state and state[names[0]].shape[-1] == k and names[1] in state
     if fit and (unit.fresh == clock.t or not self._inverse_due(clock)): return True
+    if fit and group["ekfac"] and self._count(p, "based") == self._count(p, "seen"): return True # the same factors: a new basis would only lose its scaling
     unit.fresh = clock.t
     A, S = unit.part(state["inputs"]), state["outputs"]
     if group["ekfac"]: self._make_basis(unit, A, S)
@@ -535,6 +545,7 @@ def _make_basis(self, unit, A, S):
     (a, ua), (s, us) = eigenbasis(A), eigenbasis(S)
     self._store(unit.anchor, basis_inputs=ua, basis_outputs=us, scaling=torch.outer(s.clamp(min=0), a.clamp(min=0)))
     self._count(unit.anchor, "scaled", -self._count(unit.anchor, "scaled"))
+    self._count(unit.anchor, "based", self._count(unit.anchor, "seen") - self._count(unit.anchor, "based"))
 
 @patch_to(KFAC)
 def _take_scaling(self, unit, records, scale, group):
