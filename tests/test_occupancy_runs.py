@@ -1,4 +1,5 @@
 "The plan of the runs on shapes, and from which step on an order is settled."
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -46,6 +47,14 @@ def test_a_shorter_or_diverged_run_is_compared_where_it_can_be():
     assert list(rows[rows.method == "ESGD mended"]["difference"] < 0) == [True] * 3
     assert occupancy.order_table({"Adam": groups["Adam"]}).empty
     assert len(occupancy.order_figure({"Adam": groups["Adam"]}, "alone").axes) == 1
+
+
+def test_the_study_is_the_laptops_plan_at_twice_its_length():
+    "Catches a study of other settings than those that it justifies."
+    study = occupancy.study()
+    plan = {dataclasses.replace(c, steps=occupancy.STUDY) for c in occupancy.configs("laptop", occupancy.CHEAP, [("armadillo", k) for k in range(5)])}
+    assert set(study) == plan and len(study) == 20 and occupancy.STUDY == 2 * occupancy.SETTINGS["laptop"].steps >= 2 * figures.RANKING["occupancy"][0]
+    assert not figures.too_short(occupancy.SETTINGS["laptop"].steps, 8_192, "occupancy") and figures.too_short(occupancy.SETTINGS["quick"].steps, 8_192, "occupancy")
 
 
 def test_the_notebooks_share_their_runs():
