@@ -1033,16 +1033,23 @@ class RecordedRun(Run):
     trained = prediction  # and no network
 
 # %% ../nbs/31_runs.ipynb #36eedb5a
+@functools.lru_cache(maxsize=4)
+def _records(files: tuple, format: int) -> dict:  # ((path, time, size), ...), FORMAT -> {config: RecordedRun}
+    "The records in these files, read once as long as none changes: a notebook asks many times, and there are thousands."
+    found = {}
+    for path, *_ in files:
+        with contextlib.suppress(OtherFormat):
+            made = RecordedRun(Path(path))
+            found[made.config] = made
+    return found
+
+
 def recorded(
     configs: Iterable[RunConfig],
     folder=RECORDS,
 ) -> list:  # of RecordedRun, in the order of the configs; those that have no record are left out
     "The records of these configs: equal in every field. Needs no image, so that the lion's curves can be drawn where the lion is absent."
-    found = {}
-    for file in sorted(Path(folder).glob("*.json")):
-        with contextlib.suppress(OtherFormat):
-            made = RecordedRun(file)
-            found[made.config] = made
+    found = _records(tuple((str(file), *_stamp(file)) for file in sorted(Path(folder).glob("*.json"))), FORMAT)
     return [found[config] for config in dict.fromkeys(configs) if config in found]
 
 # %% ../nbs/31_runs.ipynb #63722b31
