@@ -804,7 +804,7 @@ def locked(
             time.sleep(0.1)
         yield
 
-
+# %% ../nbs/31_runs.ipynb #996a3e3c
 @contextlib.contextmanager
 def training_slot(
     store: Path,
