@@ -355,7 +355,7 @@ def _jacobi(esgd, e, j):
 
 _says = "AdaHessian(J) reaches Adam's final MSE in fewer steps than AdaHessian(E), and both lead ESGD per step and lose per second"
 register(Claim("jacobi-vs-equilibrated", _says, "Sec. 4.1, Sec. 6, Fig. 5", {"printed": _jacobi("ESGD released", "AdaHessian(E) released", "AdaHessian(J) released"), "corrected": _jacobi("ESGD mended", E, J)},
-               "fig05_image_gaussian", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}))
+               "fig05_image_gaussian", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}, study="fig05_image_gaussian"))
 register(Claim("relu-pe-image", "for ReLU-PE, Adam ends above ESGD", "Fig. 2, Tab. 4, carried over to images", {"printed": (lead_part(("Adam 1e-3", "Adam"), "ESGD released"),), "corrected": (lead_part(("Adam 1e-3", "Adam"), "ESGD mended"),)},
                "image_relu_pe", words={form: f"for ReLU-PE, Adam ends above ESGD, {how}" for form, how in RELEASED_OR_MENDED.items()}))
 register(Claim("lbfgs-stochastic", "L-BFGS on mini-batches ends worse than Adam, and than itself on the full batch at equal seconds", "Sec. 3.1, citing [54]",
