@@ -460,20 +460,21 @@ def ends_above(rows,  # of `figures.measure`
     names = _labels(rows, first, second)
     for _, a, b in matched:
         common = min(a["steps"], b["steps"])
-        if a["status"] == b["status"] == "diverged": differences.append([None, None]); steps.append(common); continue
+        if _both_lost(a, b): differences.append([None, None]); steps.append(common); continue
         if "diverged" in (a["status"], b["status"]) or a["steps"] == b["steps"]: d = gain(task, *(value_of(task, row["status"], row[goal]) for row in (a, b)))
         elif reference in names: d = a["difference"] if names[1] == reference else -b["difference"]
         else: raise EvidenceError(f"{first!r} and {second!r} ran for {a['steps']:,} and {b['steps']:,} steps and neither is {reference!r}; give runs of equal length, or measure against one of them")
         differences.append(float(d) if math.isfinite(d) else None); steps.append(common)
     return {"differences": differences, "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": END_UNITS[goal], "short": _short(np.asarray(steps), rows)}
 
+def _both_lost(a, b): return a["status"] == b["status"] == "diverged"
+
 def held_out(rows, first, second):  # rows of `figures.measure`, of radiance fields
     "Paired PSNR of held-out views, `first` minus `second` (dB), as evidence; a run that diverged, or ended below 0 dB, counts as that; two that diverged tell nothing."
     value = lambda row: value_of("radiance", row["status"], row["psnr"])
     matched = _matched(rows, first, second)
-    differences = [math.nan if a["status"] == b["status"] == "diverged" else float(value(a) - value(b)) for _, a, b in matched]
-    unknown = [a["status"] == b["status"] == "diverged" for _, a, b in matched]
-    return {"differences": [[None, None] if lost else d if math.isfinite(d) else None for d, lost in zip(differences, unknown)], "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": "dB", "short": _short(_pick(rows, first)["steps"], rows)}
+    differences = [[None, None] if _both_lost(a, b) else float(value(a) - value(b)) for _, a, b in matched]
+    return {"differences": [d if isinstance(d, list) or math.isfinite(d) else None for d in differences], "pairs": [pair for pair, *_ in matched], "methods": _labels(rows, first, second), "unit": "dB", "short": _short(_pick(rows, first)["steps"], rows)}
 
 def more_than_half(rows, released, mended, reference="Adam"):
     "Paired (released - mended) - (released - reference) / 2 of the final PSNRs (dB), as evidence."

@@ -368,7 +368,17 @@ def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
     assert json.loads(run.read_text())["resumed_at"] >= at - 1 and state("slow")["status"] == "ran"
 
 
-SPAN = "import time, json, os\nbegan = time.time(); time.sleep({0})\nfinish({1!r}, metrics={{'began': began, 'ended': time.time(), 'slots': int(os.environ['INR_PRECOND_SLOTS'] or 0)}})"
+MEET = """
+import time, os, pathlib
+def meet(name, other):
+    "Begin, and wait for the other to have begun; True where it came within a minute."
+    pathlib.Path(out, f"{{name}}.here").touch()
+    while other and not pathlib.Path(out, f"{{other}}.here").exists() and time.time() < began + 60: time.sleep(.1)
+    return bool(other) and pathlib.Path(out, f"{{other}}.here").exists()
+began = time.time()
+met = meet({0!r}, {1!r})
+finish({0!r}, metrics={{'began': began, 'ended': time.time(), 'met': met, 'slots': int(os.environ['INR_PRECOND_SLOTS'] or 0)}})
+"""
 
 
 def spans(): return {name: e["metrics"] for name, e in json.loads(Path("results/smoke/metrics.json").read_text())["experiments"].items()}
@@ -381,13 +391,13 @@ def test_notebooks_run_side_by_side_but_one_that_times_things_alone(place, monke
     "Catches a machine half idle while figures are drawn, and a benchmark that is disturbed by its neighbours."
     from inr_precond import runs
     monkeypatch.setattr(runs, "default_workers", lambda configs: 2)
-    for name in ("a", "b", "c"): notebook(place / "nbs", name, SPAN.format(4, name))
+    for name, other in (("a", "b"), ("b", "a"), ("c", "")): notebook(place / "nbs", name, MEET.format(name, other))
     nb = nbformat.read("nbs/c.ipynb", 4)
     nb.cells[1].metadata["tags"] = ["parameters", "alone"]
     nbformat.write(nb, "nbs/c.ipynb")
     assert batch() == 0
     done = spans()
-    assert together(done["a"], done["b"]) and not together(done["c"], done["a"]) and not together(done["c"], done["b"])
+    assert done["a"]["met"] and done["b"]["met"] and together(done["a"], done["b"]) and not together(done["c"], done["a"]) and not together(done["c"], done["b"])
     assert {m["slots"] for m in done.values()} == {2}
     for more, one in ((["--workers", "1"], True), (["-p", "device=cuda"], False)):
         jobs, _ = reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--scale", "smoke", *(more if one else [])]))
@@ -399,7 +409,7 @@ def test_notebooks_run_side_by_side_but_one_that_times_things_alone(place, monke
 def test_a_notebook_is_not_cut_off_by_the_failure_of_its_neighbour(place, monkeypatch):
     from inr_precond import runs
     monkeypatch.setattr(runs, "default_workers", lambda configs: 2)
-    notebook(place / "nbs", "a", "raise ValueError('no')"); notebook(place / "nbs", "b", SPAN.format(4, "b"))
+    notebook(place / "nbs", "a", "raise ValueError('no')"); notebook(place / "nbs", "b", "import time; time.sleep(4); finish('b')")
     assert batch() == 1 and state("a")["status"] == "failed" and state("b")["status"] == "ran"
 
 
