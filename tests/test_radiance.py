@@ -403,6 +403,34 @@ def test_methods_are_called_by_their_recipe():
     assert {name: len(own) for name, own in radiance.by_recipe(made).items()} == {"Adam": 2, "ESGD released": 2, "ESGD mended": 2}
 
 
+def rung(released, seeds=5, mended=1., status="finished"):
+    "Runs of one problem and length: Adam at 20 dB, released ESGD above it by `released`."
+    rows = [("adam/released", 0., "finished"), ("esgd/released", released, status), ("esgd/mended", mended, "finished")]
+    return [SimpleNamespace(config=next(c for c in radiance.search(seeds=seeds)["64 px, 512 rays x 32", 300] if (c.recipe, c.seed) == (recipe, k)), status=end, final={"psnr": 20 + gain + .01 * k, "train_psnr": 20 - gain}) for recipe, gain, end in rows for k in range(seeds)]
+
+
+@pytest.mark.parametrize("last, seeds, status, stable, settled", [
+    (2., 5, "finished", True, True), (-2., 5, "finished", True, False), (2., 4, "finished", False, False), (2., 5, "diverged", True, False)])
+def test_the_smallest_problem_is_one_beyond_which_nothing_changes(last, seeds, status, stable, settled):
+    "Catches a rung that counts as settled though the larger problem turns the order, four seeds that count as stable, and diverged runs that are left out."
+    table = radiance.search_table({("a", 300): rung(2.), ("a", 900): rung(2.), ("b", 300): rung(-2.), ("b", 900): rung(last, seeds, status=status)})
+    own = table[(table["method"] == "ESGD released") & (table["PSNR of"] == "held-out views")].set_index(["problem", "steps"])
+    assert own.loc[("b", 900), "stable"] == stable and own.loc[("a", 900), "settled"] == settled
+    assert not own.loc[("a", 300), "settled"]  # b at 300 says the opposite
+    assert own.loc[("a", 900), "mean (dB)"] == pytest.approx(2.) and own.loc[("a", 900), "ahead of Adam"] == 5
+    rays = table[(table["method"] == "ESGD released") & (table["PSNR of"] == "training rays")]
+    assert rays.iloc[0]["mean (dB)"] == pytest.approx(-2.)
+    assert len(radiance.search_figure({("a", 300): rung(2.), ("b", 300): rung(-2.)}, "made").axes) == 4
+
+
+def test_the_search_ends_at_the_laptops_plan():
+    "Catches a search whose largest problem is not what it is to justify, and a smaller one that is not smaller."
+    plans = radiance.search()
+    assert plans["64 px, 512 rays x 32", radiance.SETTINGS["laptop"].steps] == radiance.configs("laptop", *radiance.TABLES[5], radiance.pairs_of("laptop", ["lego"]))
+    work = [own[0].batch_size * own[0].samples for (_, steps), own in plans.items() if steps == 300]
+    assert work == sorted(work) and {len(own) for own in plans.values()} == {15}
+
+
 def test_the_views_are_drawn(finished):
     config, done = finished
     drawn = radiance.views_figure({"ESGD released": [done]}, "a title")
