@@ -10,6 +10,11 @@ PYTEST  ?= -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce test lint docs readme clean
 
+# A name given on the command line that nothing reads is a slip of the pen; running on without it would hide it.
+KNOWN := SCALE ONLY IMAGE SEEDS WORKERS ARGS PYTEST PYTHON TORCH SHELL
+STRANGE := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$(filter-out $(KNOWN) -*-%,$v))))
+$(if $(STRANGE),$(error unknown name on the command line: $(STRANGE); known are $(filter-out SHELL,$(KNOWN)), and options of a notebook go through ARGS="-p name=value"))
+
 override VENV := .venv
 PY    := $(VENV)/bin/python
 # The environment is ready when this file exists; its name follows what was installed, so that a changed pin installs again.

@@ -195,10 +195,12 @@ def _evidence_html(row, names):
 # %% ../nbs/35_report.ipynb #ede447f8
 def claims_html(verdicts,  # rows of claims.collect
                 entries=()):
-    "The table of verdicts, a line for each form of each claim; empty where there are none."
+    "The table of verdicts, a line for each form of each claim, and below it those whose experiment was not run; empty where there are none."
     if not verdicts: return ""
-    names, body = {entry["name"] for entry in entries}, []
+    names, body, absent = {entry["name"] for entry in entries}, [], []
     for name, own in ((name, list(own)) for name, own in groupby(verdicts, key=lambda row: row["claim"])):
+        if all(row["verdict"] == NOT_RUN and row["reason"].endswith(" has not run") for row in own):  # in a line below the table: after ONLY= they would be most of it
+            absent.append(f'<code>{text(name)}</code> ({text(own[0]["reason"].removesuffix(" has not run"))})'); continue
         for place, row in enumerate(own):
             first = f'<th scope="rowgroup" rowspan="{len(own)}" id="claim-{slug(name)}"><code>{text(name)}</code><br><span class="dim">{text(row["reference"])}</span></th>' if place == 0 else ""
             says = "the same, judged on recorded runs" if row["basis"] == RECORDS else row["statement"]
@@ -207,10 +209,11 @@ def claims_html(verdicts,  # rows of claims.collect
     count = lambda rows: "; ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in SIGNS if rows is batch or any(row["verdict"] == word for row in rows))
     kept = [row for row in verdicts if row["basis"] == RECORDS]
     tally = f"{len(batch)} verdict{'s' * (len(batch) != 1)}: {count(batch)}." + (f" {len(kept)} more on recorded runs, which were trained earlier and take too long for this scale: {count(kept)}." if kept else "")
+    rest = f'<p class="dim">Not run here, as their experiments were not: {", ".join(absent)}.</p>' if absent else ""
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Claim", "Form and statement", "Verdict", "Effect [interval], pairs", "Reason and evidence"))
     return (f'<section id="claims" class="top"><h2>The claims</h2><p class="tally">{tally} A claim is reproduced where the whole interval of the mean paired difference lies above a margin that was fixed in advance, not reproduced where it lies below, '
             'and undecided otherwise, or with fewer than five pairs of seed and signal. Where a claim has parts, the numbers are those of the part that decides.</p>'
-            f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div></section>')
+            f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>{rest}</section>')
 
 # %% ../nbs/35_report.ipynb #384034c4
 def _own_claims(verdicts):

@@ -121,6 +121,15 @@ def pins():
     return {normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
 
 
+@pytest.mark.parametrize("given, known", [("SEEDS=2", True), ("ONLY=fig05*", True), ("seeds=2", False), ("OUT=elsewhere", False)])
+def test_make_refuses_a_name_that_nothing_reads(given, known):
+    "Catches `make reproduce seeds=2`, which runs for half an hour with the default."
+    import os
+    made = subprocess.run(["make", "-n", "help", given], cwd=ROOT, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")})
+    assert (made.returncode == 0) == known
+    assert known or (f"unknown name on the command line: {given.split('=')[0]};" in made.stderr and "SEEDS" in made.stderr)
+
+
 def test_every_requirement_is_pinned():
     "A requirement without a pin in constraints.txt makes tomorrow's environment differ from today's."
     import tomllib

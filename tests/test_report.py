@@ -198,6 +198,15 @@ def test_verdict_is_a_word_with_a_sign_and_a_colour(tmp_path, verdict, sign):
     assert f"1 {verdict}" in made
 
 
+def test_claims_whose_experiment_was_not_asked_for_are_one_line(tmp_path):
+    "After ONLY= most claims have nothing to say: catches a table that is full of them, and a failed experiment's claim that hides among them."
+    idle = {**ROW, "verdict": "not run", "experiment": None, "effect": None}
+    made = judged(tmp_path, [ROW, {**idle, "claim": "bound", "reason": "fig01 has not run"}, {**idle, "claim": "estimators", "reason": "fig09 failed"}])
+    assert made.count('"badge not-run"') == 1 and 'id="claim-bound"' not in made and 'id="claim-estimators"' in made
+    assert "<code>bound</code> (fig01)" in made[made.index("Not run here"):]
+    assert "3 verdicts: 1" in made and "2 not run" in made
+
+
 def test_verdicts_open_the_page(tmp_path):
     "Before the experiments; each claim once with its forms, the effect as a factor, an open end, the margin, where it comes from; and again in the section of its experiment."
     made = judged(tmp_path, [ROW, {**ROW, "form": "corrected", "verdict": "not reproduced"}, {**ROW, "claim": "bound", "experiment": "32_claims", "also": [], "recorded": 0, "unit": "dB"}])
