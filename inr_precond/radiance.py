@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from . import figures
-from .data.scenes import BLEFF, BLENDER, LLFF, fingerprint
+from .data.scenes import BLEFF, BLENDER, LLFF, background_of, fingerprint
 from .render import RadianceField, orbit, render_view, spiral
 from .runs import RunConfig, on_device
 from .train import evaluated_views, psnr_of_mse
@@ -177,8 +177,8 @@ def configs(
     "The runs of these methods on these pairs."
     s = replace(SETTINGS[scale], **fields)
     common = {"task": "radiance", "view_size": s.view_size or VIEWS[data], "test_views": s.test_views, "batch_size": s.batch_size, "samples": s.samples, "hidden_features": s.hidden_features, "num_layers": s.num_layers, "steps": s.steps, "evaluations": s.evaluations}
-    bias = lambda scene: s.haze if scene == "knot" or scene in BLENDER else 0.0
-    return [RunConfig(**common, **NETWORKS[network], **rate_of(data, network, recipe, scale), **on_device(device, recipe), recipe=recipe, scene=scene, seed=seed, density_bias=bias(scene)) for recipe in recipes for scene, seed in pairs]
+    bias = {scene: s.haze if background_of(scene) else 0.0 for scene, _ in pairs}
+    return [RunConfig(**common, **NETWORKS[network], **rate_of(data, network, recipe, scale), **on_device(device, recipe), recipe=recipe, scene=scene, seed=seed, density_bias=bias[scene]) for recipe in recipes for scene, seed in pairs]
 
 # %% ../nbs/42_radiance.ipynb #56c4cce8
 def by_recipe(
@@ -315,35 +315,48 @@ QUANTITIES = {"psnr": "held-out views", "train_psnr": "training rays"}
 
 def _gains(runs, key):  # of one problem and length -> {label: array over the pairs that have both}
     "PSNR minus Adam's of the same seed, method by method; a run that diverged counts what a lost run counts."
-    of = lambda r: figures.value_of("radiance", r.status, float(r.final.get(key, np.nan)))
+    of = lambda r: figures.value_of("radiance", r.status, figures._number(r.final, key))
     groups = by_recipe(runs)
     adam = {r.config.seed: of(r) for r in groups.get("Adam", [])}
     return {name: np.array([of(r) - adam[r.config.seed] for r in own if r.config.seed in adam]) for name, own in groups.items() if name != "Adam"}
 
 
-def _sign(differences):  # 1 or -1 where all agree, else 0
+def _sign(differences):  # 1 or -1 where all pairs agree, 0 where they do not, None where there are too few
     signs = set(np.sign(differences))
-    return int(signs.pop()) if len(differences) >= figures.MIN_PAIRS and len(signs) == 1 and np.isfinite(differences).all() else 0
+    if np.isfinite(differences).sum() < figures.MIN_PAIRS:
+        return None
+    return int(signs.pop()) if len(signs) == 1 and np.isfinite(differences).all() else 0
+
+
+def _settled(place, signs, places):  # a (problem, steps), the sign of each, all of the search
+    "Whether the order is the same from this place on; None where a place beyond it has too few runs."
+    problems = list(dict.fromkeys(problem for problem, _ in places))
+    beyond = [signs.get(p) for p in places if p != place and p[1] >= place[1] and problems.index(p[0]) >= problems.index(place[0])]
+    if not signs.get(place) or not beyond or any(s is not None and s != signs[place] for s in beyond):
+        return False if signs.get(place) is not None else None
+    return None if None in beyond else True
 
 
 def search_table(
-    runs: dict,  # (problem, steps) -> finished runs, smaller problems and shorter lengths first
-):  # DataFrame, one row a quantity, method, problem and length
+    runs: dict,  # (problem, steps) -> finished runs, as many as there are
+    places: Iterable | None = None,  # all (problem, steps) of the search, smaller problems first; None: those of PROBLEMS and LENGTHS
+):  # DataFrame, one row a quantity, method, problem and length; None: too few runs to say
     "Where the order against Adam is stable over the seeds, and from where on it is settled."
     import pandas as pd
 
-    rows, problems = [], list(dict.fromkeys(problem for problem, _ in runs))
+    rows, places = [], list(places or ((problem, steps) for problem in PROBLEMS for steps in LENGTHS))
+    if set(runs) - set(places):
+        raise ValueError(f"runs are given for {sorted(set(runs) - set(places))}, which the search does not have; its places are {places}.")
     for key, words in QUANTITIES.items():
         gains = {place: _gains(own, key) for place, own in runs.items()}
         for name in dict.fromkeys(name for own in gains.values() for name in own):
             signs = {place: _sign(own.get(name, np.array([]))) for place, own in gains.items()}
-            for (problem, steps), own in gains.items():
-                d = own.get(name, np.array([]))
-                beyond = [signs[p, s] for p, s in signs if s >= steps and problems.index(p) >= problems.index(problem)]
+            for problem, steps in (place for place in places if place in gains):
+                d, sign = gains[problem, steps].get(name, np.array([])), signs[problem, steps]
                 mean = figures.paired(d)
                 rows.append({"PSNR of": words, "method": name, "problem": problem, "steps": steps, "pairs": mean["n"], "ahead of Adam": int((d > 0).sum()), "mean (dB)": mean["mean"], "low": mean["low"], "high": mean["high"],
-                             "stable": signs[problem, steps] != 0, "settled": signs[problem, steps] != 0 and set(beyond) == {signs[problem, steps]}})
-    return pd.DataFrame(rows)
+                             "stable": None if sign is None else sign != 0, "settled": _settled((problem, steps), signs, places)})
+    return pd.DataFrame(rows).astype({"stable": object, "settled": object}) if rows else pd.DataFrame()
 
 # %% ../nbs/42_radiance.ipynb #5e83bbbd
 def search_figure(

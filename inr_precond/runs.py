@@ -474,12 +474,22 @@ def network(
     return INR(inputs, outputs, config.hidden_features, config.num_layers, **parts, **drawn)
 
 
+def _faces_forward(scene):
+    "ValueError where a ray does not run toward -z: normalised device coordinates are made for those that do."
+    corners = torch.tensor([[x, y] for x in (0, scene.width) for y in (0, scene.height)])
+    for k in range(len(scene)):  # a direction is linear in the pixel, so its extremes lie in the corners
+        if (scene.unproject(corners, torch.ones(4), k) - scene.poses[k, :, 3])[:, 2].max() >= 0:
+            raise ValueError(f"ndc is True, and view {k} of scene {scene.name!r} has rays that do not run toward -z; normalised device coordinates are for cameras that all face forward (LLFF), so leave ndc out.")
+
+
 def _radiance_field(config, parts):
     "The field of the paper's section 4.3, scaled to the config's widths, seen through the rays of its scene."
     scene, width, depth = config.data(), config.hidden_features, config.num_layers
     views = PositionalEncoding(3, config.view_frequencies) if config.view_frequencies else None
     field = NeRFField(depth, width, view_encoding=views, skips=(depth // 2 + 1,), colour_features=max(1, width // 2), density=config.density, density_bias=config.density_bias,
                       centred_layers=config.centred_layers, initialisation=config.initialisation, **parts)
+    if config.ndc:
+        _faces_forward(scene)
     ndc = NDC.of(scene.intrinsics[0], scene.height, scene.width) if config.ndc else None
     inverse = scene.inverse_depth and not config.ndc  # BARF's law for forward-facing scenes: 1/depth evenly from 1 to 0
     near, far = (0.0, 1.0) if config.ndc else (1.0, math.inf) if inverse else (scene.near, scene.far)

@@ -17,7 +17,7 @@ from inr_precond.curvature import Problem, hessian, hvp
 from inr_precond.data.scenes import Scene, fingerprint, sphere_poses
 from inr_precond.optim import ESGD, Adam
 from inr_precond.render import NeRFField, RadianceField, camera_rays, render_view
-from inr_precond.runs import RunConfig, record, recorded, run, sweep
+from inr_precond.runs import RunConfig, RunError, record, recorded, run, sweep
 from inr_precond.train import GraphStep, RadianceTask, Trainer, stream
 
 SMALL = {"task": "radiance", "scene": "knot", "view_size": 16, "test_views": 2, "samples": 8, "batch_size": 64, "sigma": .3, "density_bias": -2., "hidden_features": 16, "num_layers": 3, "steps": 60, "evaluations": 3}
@@ -403,24 +403,59 @@ def test_methods_are_called_by_their_recipe():
     assert {name: len(own) for name, own in radiance.by_recipe(made).items()} == {"Adam": 2, "ESGD released": 2, "ESGD mended": 2}
 
 
+PLACES = [("a", 300), ("a", 900), ("b", 300), ("b", 900)]
+
+
 def rung(released, seeds=5, mended=1., status="finished"):
-    "Runs of one problem and length: Adam at 20 dB, released ESGD above it by `released`."
+    "Runs of one problem and length: Adam at 20 dB, released ESGD above it by `released`; a diverged run has no numbers."
     rows = [("adam/released", 0., "finished"), ("esgd/released", released, status), ("esgd/mended", mended, "finished")]
-    return [SimpleNamespace(config=next(c for c in radiance.search(seeds=seeds)["64 px, 512 rays x 32", 300] if (c.recipe, c.seed) == (recipe, k)), status=end, final={"psnr": 20 + gain + .01 * k, "train_psnr": 20 - gain}) for recipe, gain, end in rows for k in range(seeds)]
+    final = lambda gain, k, end: {"psnr": 20 + gain + .01 * k, "train_psnr": 20 - gain} if end == "finished" else {"psnr": None, "train_psnr": None}
+    return [SimpleNamespace(config=next(c for c in radiance.search(seeds=seeds)["64 px, 512 rays x 32", 300] if (c.recipe, c.seed) == (recipe, k)), status=end, final=final(gain, k, end)) for recipe, gain, end in rows for k in range(seeds)]
+
+
+def found(runs, quantity="held-out views"):
+    table = radiance.search_table(runs, PLACES)
+    return table[(table["method"] == "ESGD released") & (table["PSNR of"] == quantity)].set_index(["problem", "steps"])
 
 
 @pytest.mark.parametrize("last, seeds, status, stable, settled", [
-    (2., 5, "finished", True, True), (-2., 5, "finished", True, False), (2., 4, "finished", False, False), (2., 5, "diverged", True, False)])
+    (2., 5, "finished", True, True), (-2., 5, "finished", True, False), (2., 4, "finished", None, None), (2., 5, "diverged", True, False)])
 def test_the_smallest_problem_is_one_beyond_which_nothing_changes(last, seeds, status, stable, settled):
-    "Catches a rung that counts as settled though the larger problem turns the order, four seeds that count as stable, and diverged runs that are left out."
-    table = radiance.search_table({("a", 300): rung(2.), ("a", 900): rung(2.), ("b", 300): rung(-2.), ("b", 900): rung(last, seeds, status=status)})
-    own = table[(table["method"] == "ESGD released") & (table["PSNR of"] == "held-out views")].set_index(["problem", "steps"])
-    assert own.loc[("b", 900), "stable"] == stable and own.loc[("a", 900), "settled"] == settled
-    assert not own.loc[("a", 300), "settled"]  # b at 300 says the opposite
+    "Catches a rung that counts as settled though the larger problem turns the order, four seeds that count as stable, and diverged runs that are left out, or end the table."
+    runs = {("b", 900): rung(last, seeds, status=status), ("a", 300): rung(2.), ("a", 900): rung(2.), ("b", 300): rung(-2.)}  # in the order in which they were finished
+    own = found(runs)
+    assert own.loc[("b", 900), "stable"] is stable and own.loc[("a", 900), "settled"] is settled
+    assert own.loc[("a", 300), "settled"] is False  # b at 300 says the opposite
+    assert own.loc[("b", 900), "settled"] is (None if stable is None else False)  # nothing is beyond the last
     assert own.loc[("a", 900), "mean (dB)"] == pytest.approx(2.) and own.loc[("a", 900), "ahead of Adam"] == 5
-    rays = table[(table["method"] == "ESGD released") & (table["PSNR of"] == "training rays")]
-    assert rays.iloc[0]["mean (dB)"] == pytest.approx(-2.)
-    assert len(radiance.search_figure({("a", 300): rung(2.), ("b", 300): rung(-2.)}, "made").axes) == 4
+    assert found(runs, "training rays").loc[("a", 300), "mean (dB)"] == pytest.approx(-2.)
+    assert len(radiance.search_figure({("a", 300): rung(2.), ("b", 300): rung(-2., status=status)}, "made").axes) == 4
+
+
+def test_a_search_that_is_not_finished_settles_nothing():
+    "Catches a verdict on the places that happen to be there."
+    assert found({("a", 300): rung(2.)})["settled"].tolist() == [None] and found({("a", 300): rung(2.), ("b", 900): rung(2.)})["settled"].tolist() == [None, False]
+    assert found({("a", 300): rung(2.), ("b", 900): rung(-2.)})["settled"].tolist() == [False, False]  # what is missing could not mend it
+    with pytest.raises(ValueError, match="does not have"):
+        radiance.search_table({("c", 300): rung(2.)}, PLACES)
+
+
+def test_the_haze_follows_the_background_and_not_the_name(tmp_path, fern):
+    "Catches a path to lego's pictures that starts from another density than the name lego."
+    from PIL import Image
+    from test_scenes import front, write_blender
+    folder = write_blender(tmp_path / "own", front())
+    def bias(scene):
+        return radiance.configs("quick", "blender", "Gaussian", radiance.ADAM, [(str(scene), 0)])[0].density_bias
+    assert bias(folder) == 0. and bias("lego") == bias("knot") == -2. and bias("fern") == bias("bleff/balls") == bias(fern) == 0.
+    for file in folder.rglob("*.png"): Image.open(file).convert("RGBA").save(file)
+    assert bias(folder) == -2.
+
+
+def test_ndc_is_for_cameras_that_face_forward(fern, tmp_path):
+    "Catches a field that trains in coordinates which its rays do not have."
+    with pytest.raises(RunError, match="ndc is True, and view .* 'knot' .*leave ndc out"):
+        run(RunConfig(**SMALL, recipe="adam/released", ndc=True), tmp_path)
 
 
 def test_the_search_ends_at_the_laptops_plan():

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from inr_precond.data import scenes
-from inr_precond.data.scenes import Scene, default_scene, load_scene, look_at, scene_names, sphere_poses, visual_hull
+from inr_precond.data.scenes import Scene, default_scene, fingerprint, load_scene, look_at, scene_names, sphere_poses, visual_hull
 
 D = torch.float64
 EYE, ANGLE = torch.eye(3, dtype=D), 2 * math.atan(6 / 15)  # the angle of 12 pixels at a focal length of 15
@@ -431,6 +431,19 @@ def json_fault(path, what):
     elif what == "string": data["fl_x"] = "15"
     elif what == "near >= far": data["near"] = 7
     elif what == "a number for a frame": data["frames"][2] = 3
+    elif what == "centre without size": [data.pop(k) for k in ("w", "h", "fl_x", "fl_y") if k in data]; data |= {"camera_angle_x": 1., "cx": 3., "cy": 2.}
+    elif what == "degrees": del data["fl_x"]; data["camera_angle_x"] = 45.
+    elif what == "fisheye": data["is_fisheye"] = True
+    elif what == "fisheye in a frame": frame["camera_model"] = "OPENCV_FISHEYE"
+    elif what == "Cx": data["Cx"] = data.pop("cx")
+    elif what == "fly": frame["fly"] = 15.; data.pop("fl_y", None)
+    elif what == "train_filename": data["train_filename"] = [frame["file_path"]]
+    elif what == "near alone": del data["far"]
+    elif what == "no such picture": data["train_filenames"] = ["elsewhere/0.png"]
+    elif what == "no list": data["train_filenames"] = 5
+    elif what == "nested list": data["test_filenames"] = [["000.png"]]
+    elif what == "twice": frame["file_path"] = data["frames"][0]["file_path"]
+    elif what == "deep": path.write_text("[" * 100_000); return
     path.write_text(json.dumps(data))
 
 
@@ -439,7 +452,11 @@ def json_fault(path, what):
     ("no frames", ValueError, ["no 'frames'"]), ("empty frames", ValueError, ["no frames"]), ("no focal", ValueError, ["neither fl_x nor camera_angle_x"]), ("no size", ValueError, ["no w and h"]),
     ("missing image", FileNotFoundError, ["frame 2", "'images/7'"]), ("no name", ValueError, ["frame 2", "file_path"]), ("word", ValueError, ["frame 2", "4 x 4"]), ("3 x 3", ValueError, ["4 x 4"]), ("transposed", ValueError, ["last row"]),
     ("scaled", ValueError, ["view 2 is not orthonormal"]), ("mirrored", ValueError, ["view 2 is a reflection"]), ("negative", ValueError, ["fl_x = -3"]), ("string", ValueError, ["fl_x = '15'"]), ("near >= far", ValueError, ["near is 7 and far is 6"]),
-    ("a number for a frame", ValueError, ["frame 2", "is a int"])])
+    ("a number for a frame", ValueError, ["frame 2", "is a int"]),
+    ("centre without size", ValueError, ["frame 0", "cx and no w and h"]), ("degrees", ValueError, ["camera_angle_x = 45.0", "pi radians", "degrees"]), ("fisheye", ValueError, ["is_fisheye", "only pinhole"]), ("fisheye in a frame", ValueError, ["frame 2", "OPENCV_FISHEYE"]),
+    ("Cx", ValueError, ["'Cx'", "'cx' meant"]), ("fly", ValueError, ["frame 2", "'fly'", "'fl_y' meant"]), ("train_filename", ValueError, ["'train_filename'", "'train_filenames' meant"]), ("near alone", ValueError, ["near without the other"]),
+    ("no such picture", ValueError, ["'elsewhere/0.png' in train_filenames", "file_path"]), ("no list", ValueError, ["train_filenames = 5"]), ("nested list", ValueError, ["test_filenames"]), ("twice", ValueError, ["frame 2", "which frame 0 names too"]),
+    ("deep", ValueError, ["not valid JSON"])])
 def test_faults_of_json_are_one_sentence(tmp_path, what, kind, words):
     path = write_json(tmp_path / "transforms.json", front())
     json_fault(path, what)
@@ -469,6 +486,66 @@ def test_bleff_round_trip_also_where_rotations_carry_a_scale(tmp_path):
     sheared = write_bleff(tmp_path / "x", replace(s, name="x"))
     data = json.loads((sheared / "gt_metas.json").read_text()); data["c2ws"][3][0][0] *= 1.2; (sheared / "gt_metas.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="view 3 is not orthonormal"): load_scene(sheared)
+
+
+@pytest.mark.parametrize("change, words", [({"cam_angle_x": 40., "cam_angle_y": 40.}, ["cam_angle_x = 40.0", "degrees"]), ({"cam_angle_y": 3.2}, ["cam_angle_y = 3.2", "pi radians"]), ({"c2ws": 3}, ["c2ws of type int"]), ({"c2ws": {"a": 1}}, ["c2ws of type dict"]), ("nan", ["camera 3", "NaN"]), ("zero", ["camera 3", "axis of length 0"])])
+def test_faults_of_bleff_are_one_sentence(tmp_path, change, words):
+    "Catches angles in degrees, which give a focal length of a pixel or two, or a negative one."
+    folder = write_bleff(tmp_path / "s", front())
+    data = json.loads((folder / "gt_metas.json").read_text())
+    if change == "nan": data["c2ws"][3][0][3] = math.nan
+    elif change == "zero": data["c2ws"][3] = [[0., 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 3], [0, 0, 0, 1]]
+    else: data |= change
+    (folder / "gt_metas.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError) as e: load_scene(folder)
+    for word in [*words, "gt_metas.json"]: assert word in one_sentence(e)
+
+
+@pytest.mark.parametrize("ids", ["1\ninf\n", "0.7\n1\n", "nan"])
+def test_views_have_whole_numbers(tmp_path, ids):
+    folder = write_bleff(tmp_path / "s", front())
+    (folder / "train_ids.txt").write_text(ids)
+    with pytest.raises(ValueError) as e: load_scene(folder)
+    assert "train_ids.txt is not a list of view numbers" in one_sentence(e)
+
+
+def test_the_fingerprint_sees_the_split_and_the_depths(tmp_path):
+    "Catches tables that count as up to date though other views are held out, or the depths are others."
+    folder = write_bleff(tmp_path / "b", front()); before = fingerprint(folder)
+    (folder / "train_ids.txt").write_text("0 1 2 3"); (folder / "val_ids.txt").write_text("7 8")
+    assert fingerprint(folder) != before
+    path = write_json(tmp_path / "t" / "transforms.json", front()); before = fingerprint(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "near": 1.5}))
+    assert fingerprint(path) != before
+
+
+def test_a_scene_made_from_the_knot_has_a_hash_of_its_own():
+    "Catches a recipe that outlives the pixels and cameras that it stands for."
+    knot = load_scene("knot", 8)
+    for other in (replace(knot, poses=knot.poses.flip(0)), replace(knot, images=255 - knot.images), replace(knot, near=1.), replace(knot, intrinsics=2 * knot.intrinsics)): assert other.sha256 != knot.sha256
+    assert replace(knot, name="the same").sha256 == knot.sha256 == load_scene("knot", 8).sha256 and "|" in knot.recipe
+
+
+def test_a_scene_sampled_to_infinity_has_nothing_behind_it(tmp_path):
+    "Pictures with alpha before a white background, and a ray without an end: the background could never be seen."
+    folder = write_bleff(tmp_path / "s", front())
+    for file in (folder / "images").iterdir(): Image.open(file).convert("RGBA").save(file)
+    got = load_scene(folder)
+    assert got.inverse_depth and got.alpha is not None and got.background is None
+
+
+def test_bounds_are_numbers(tmp_path):
+    for wrong in (("a", "b"), (1, None), (True, 2)):
+        with pytest.raises(ValueError, match="two numbers"): load_scene("knot", 8, bounds=wrong)
+    with pytest.raises(ValueError, match="size is 0;"): load_scene("knot", 0)
+
+
+def test_a_cache_that_cannot_be_used_costs_time_and_no_more(tmp_path):
+    "Catches a load that fails after all its work, since the folder is a file, cannot be made, or holds a folder by the file's name."
+    first = load_scene("knot", 8, cache=tmp_path / "c")
+    (tmp_path / "file").write_text("x")
+    (kept,) = (tmp_path / "c").iterdir(); kept.unlink(); kept.mkdir()
+    for cache in (tmp_path / "c", tmp_path / "file", tmp_path / "file" / "below"): assert torch.equal(load_scene("knot", 8, cache=cache).images, first.images)
 
 
 def test_bleff_names_and_splits(no_data, monkeypatch):

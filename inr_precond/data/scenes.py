@@ -5,6 +5,7 @@
 # %% ../../nbs/22_scenes.ipynb #d010ac54
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import math
 import os
 import re
 import warnings
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from .shapes import Rays, _vertex_normals, _write, load_shape
 # %% auto #0
 __all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF',
            'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'scene_names', 'default_scene', 'load_scene',
-           'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
+           'background_of', 'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
 
 # %% ../../nbs/22_scenes.ipynb #95edeb7b
 class _Views:
@@ -101,7 +103,7 @@ class Scene(_Views):
     frame: torch.Tensor | None = None  # (3, 4) float64: own coordinates of the data -> coordinates of the scene; None: the same
     files: tuple = ()  # paths of the pictures
     source: str = ""  # where it comes from, with its terms
-    recipe: str = ""  # of a rendered scene: what decides its pixels, hashed in their place
+    recipe: str = ""  # of a rendered scene: what decides its pixels and cameras, hashed in their place; dropped where either is another than when it was sealed
 
     def __post_init__(self):
         set = lambda name, value: object.__setattr__(self, name, value)
@@ -110,6 +112,7 @@ class Scene(_Views):
         _check_pictures(self); _check_cameras(self)
         set("split", _checked_split(self.split, len(self.images), f"scene {self.name!r}"))
         set("near", float(self.near)); set("far", float(self.far)); set("files", tuple(map(str, self.files)))
+        if "|" in self.recipe and self.recipe.rsplit("|", 1)[1] != _seal(self): set("recipe", "")  # of another scene: `replace` copies every field
 
     def __len__(self): return len(self.images)
 
@@ -122,12 +125,16 @@ class Scene(_Views):
     @cached_property
     def sha256(self) -> str:
         "Hash of what a run is trained and judged on: pixels (or the recipe of a rendered scene), cameras, depths, sampling law, split."
-        h = hashlib.sha256(f"scene 1 {tuple(self.images.shape)} {self.near} {self.far} {self.inverse_depth} {self.background} {sorted(self.split.items())} {self.recipe}".encode())
+        h = hashlib.sha256(f"scene 1 {tuple(self.images.shape)} {self.near} {self.far} {self.inverse_depth} {self.background} {sorted(self.split.items())} {self.recipe.split('|')[0]}".encode())
         if not self.recipe:
             for x, kind in ((self.images, "u1"), (self.poses, "<f8"), (self.intrinsics, "<f8")): h.update(np.ascontiguousarray(x.numpy(), kind))
         return h.hexdigest()
 
 # %% ../../nbs/22_scenes.ipynb #44f0c3e9
+def _seal(scene):
+    "A few digits that are others where pixels or cameras are."
+    return f"{zlib.crc32(b''.join(np.ascontiguousarray(x.numpy()).tobytes() for x in (scene.images, scene.poses, scene.intrinsics))):08x}"
+
 def _check_pictures(scene):
     "ValueError where images and alpha are not what a scene needs."
     what, x, a = f"scene {scene.name!r}", scene.images, scene.alpha
@@ -215,9 +222,10 @@ def _picture(path):
 def _target(size, full, what):
     "(height, width) that `size` asks of pictures of (height, width) `full`."
     if size is None: return full
-    if isinstance(size, int) and not isinstance(size, bool): size = tuple(max(2, round(n * size / max(full))) for n in full) if size >= 2 else (size, size)
+    given = size
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 2: size = tuple(max(2, round(n * size / max(full))) for n in full)
     if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 2 for n in size):
-        raise ValueError(f"size is {size!r}; give the longer side in pixels, (height, width), each at least 2, or None for the size of the files.")
+        raise ValueError(f"size is {given!r}; give the longer side in pixels, (height, width), each at least 2, or None for the size of the files.")
     if size[0] > full[0] or size[1] > full[1]:
         raise ValueError(f"{what} has pictures of {full[0]} x {full[1]} pixels (height x width), fewer than the {size[0]} x {size[1]} asked for; ask for at most these, or fetch larger pictures.")
     return tuple(size)
@@ -242,14 +250,15 @@ KEPT = 2**26  # bytes of the largest file of pictures that is kept
 def _kept(folder, recipe, make):
     "The arrays {name: array} that `make` gives, read from a file in the folder where it is there whole, else made and, if they are not too large, written there."
     path = None if folder is None else Path(folder) / f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.views"
-    data = path.read_bytes() if path is not None and path.is_file() else b""
-    if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32]:
-        with np.load(io.BytesIO(data[32:])) as file: return {name: file[name] for name in file.files}
+    with contextlib.suppress(OSError, ValueError, EOFError):  # no file, or none that is a whole one of ours
+        data = path.read_bytes() if path is not None else b""
+        if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32]:
+            with np.load(io.BytesIO(data[32:])) as file: return {name: file[name] for name in file.files}
     arrays = make()
     if path is not None and sum(a.nbytes for a in arrays.values()) <= KEPT:
         content = io.BytesIO()
         np.savez(content, **arrays)
-        _write(path, [hashlib.sha256(content.getvalue()).digest(), content.getvalue()])
+        with contextlib.suppress(OSError): _write(path, [hashlib.sha256(content.getvalue()).digest(), content.getvalue()])  # a folder that takes no file costs time, not the scene
     return arrays
 
 def _pictures_of(files, size, what, cache):
@@ -334,7 +343,7 @@ def _json(path):
     "The object in a JSON file; every failure is one sentence."
     try: data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise FileNotFoundError(f"there is no {path}; the scene needs it, so fetch the scene again.") from None
-    except ValueError as e: raise ValueError(f"{path} is not valid JSON ({' '.join(str(e).split())}); correct it there, or fetch it again.") from e
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not valid JSON ({' '.join(str(e).split())}); correct it there, or fetch it again.") from e
     if not isinstance(data, dict): raise ValueError(f"{path} holds a {type(data).__name__}; a JSON object with cameras is accepted.")
     return data
 
@@ -351,6 +360,23 @@ def _number(value, key, where, low=0.):
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < math.inf: raise ValueError(f"{where} has {key} = {value!r}; a number above {low:g} is accepted.")
     return float(value)
 
+def _focal(angle, key, where):
+    "Focal length of a field of view in radians, in units of the picture's side."
+    if not _number(angle, key, where) < math.pi: raise ValueError(f"{where} has {key} = {angle!r}; an angle above 0 and below pi radians is accepted{' (these look like degrees)' if angle < 180 else ''}.")
+    return .5 / math.tan(angle / 2)
+
+_CAMERA = ("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "camera_model")
+_FILE = ("train_filenames", "val_filenames", "test_filenames", "near", "far")
+
+def _no_slips(data, keys, where):
+    "ValueError where a key is all but one of those that may be left out: what it says would be guessed in its place."
+    from difflib import SequenceMatcher
+    plain = lambda key: str(key).lower().replace("_", "")
+    for key in data:
+        for known in () if key in _CAMERA + _FILE else keys:
+            if known not in data and (plain(key) == plain(known) or len(known) > 6 and SequenceMatcher(None, plain(key), plain(known)).ratio() > .94):
+                raise ValueError(f"{where} has {key!r}, which nothing reads; is {known!r} meant? Correct it, or remove it.")
+
 def _matrix(value, where):
     "(3, 4) float64 of a 4 x 4 or 3 x 4 matrix."
     try: m = np.array(value, np.float64)
@@ -363,16 +389,18 @@ def _matrix(value, where):
 def _intrinsics(meta, frame, where):
     "fx / W, fy / H, cx / W, cy / H of a frame; fy / H is NaN where it is to follow from square pixels."
     get = lambda key, low=0.: None if (value := frame.get(key, meta.get(key))) is None else _number(value, key, where, low)
+    _no_slips(meta, _CAMERA, where); _no_slips(frame, _CAMERA, where)
     w, h, fx, fy, cx, cy = get("w"), get("h"), get("fl_x"), get("fl_y"), get("cx", -math.inf), get("cy", -math.inf)
+    if (w is None or h is None) and not cx is cy is None: raise ValueError(f"{where} has {'cx' if cx is not None else 'cy'} and no w and h, so that nobody knows of which picture size; add both.")
     if fx is not None:
         if w is None or h is None: raise ValueError(f"{where} has fl_x and no w and h, so that nobody knows of which picture size; add both.")
         fx, fy = fx / w, (fx if fy is None else fy) / h
     else:
-        angle = lambda key: None if (a := get(key)) is None else _number(.5 / math.tan(a / 2) if a < math.pi else math.nan, key, where)
+        angle = lambda key: None if frame.get(key, meta.get(key)) is None else _focal(frame.get(key, meta.get(key)), key, where)
         fx, fy = angle("camera_angle_x"), angle("camera_angle_y")
         if fx is None: raise ValueError(f"{where} has neither fl_x nor camera_angle_x; one of them is needed, for all frames or for each.")
         if fy is None: fy = math.nan
-    return fx, fy, .5 if cx is None or w is None else cx / w, .5 if cy is None or h is None else cy / h
+    return fx, fy, .5 if cx is None else cx / w, .5 if cy is None else cy / h
 
 def _frame_file(folder, name, where):
     "The picture that a frame names, with or without its suffix."
@@ -381,9 +409,16 @@ def _frame_file(folder, name, where):
         if p.is_file(): return p
     raise FileNotFoundError(f"{where} names the picture {name!r}, and there is no {path} (nor one that ends in {', '.join(IMAGE_SUFFIXES)}); put it there, or correct file_path.")
 
+def _distorts(data, where):
+    "Whether a pinhole camera's lens distorts; ValueError where it is no pinhole camera."
+    model = str(data.get("camera_model", "OPENCV"))
+    if data.get("is_fisheye") or not re.fullmatch("(OPENCV|PINHOLE|SIMPLE_PINHOLE|SIMPLE_RADIAL|RADIAL)", model):
+        raise ValueError(f"{where} has {'is_fisheye' if data.get('is_fisheye') else f'camera_model {model!r}'}; only pinhole cameras are read, so undistort the pictures first.")
+    return any(data.get(k) for k in ("k1", "k2", "k3", "k4", "p1", "p2"))
+
 def _frames(path):
     "(files, poses, intrinsics as fractions, the JSON object) of a transforms file."
-    meta, files, poses, intrinsics = _json(path), [], [], []
+    meta, files, poses, intrinsics, bent = _json(path), [], [], [], False
     frames = _need(meta, "frames", path)
     if not isinstance(frames, list) or not frames: raise ValueError(f"{path} has no frames in its list of frames; a scene needs at least one.")
     for i, frame in enumerate(frames):
@@ -391,6 +426,10 @@ def _frames(path):
         poses.append(_matrix(_need(frame, "transform_matrix", where), where))
         files.append(_frame_file(path.parent, _need(frame, "file_path", where), where))
         intrinsics.append(_intrinsics(meta, frame, where))
+        bent |= _distorts({**meta, **frame}, where)
+    twice = next((i for i, file in enumerate(files) if file in files[:i]), None) if len(set(files)) < len(files) else None
+    if bent: warnings.warn(f"{path} has lens distortion, which is ignored; undistort the pictures where their borders matter.", stacklevel=5)
+    if twice is not None: raise ValueError(f"frame {twice} of {path} names the picture {files[twice].name}, which frame {files.index(files[twice])} names too; a picture has one camera, so remove one of them.")
     return files, np.stack(poses), np.array(intrinsics), meta
 
 def _blender(folder):
@@ -407,14 +446,20 @@ def _blender(folder):
 def _transforms(path, bounds):
     "What `load_scene` needs of one transforms.json."
     files, poses, intrinsics, meta = _frames(path)
-    model = str(meta.get("camera_model", "OPENCV"))
-    if not re.fullmatch("(OPENCV|PINHOLE|SIMPLE_PINHOLE|SIMPLE_RADIAL|RADIAL)", model): raise ValueError(f"{path} has camera_model {model!r}; only pinhole cameras are read, so undistort the pictures first.")
-    if any(meta.get(k) for k in ("k1", "k2", "k3", "k4", "p1", "p2")): warnings.warn(f"{path} has lens distortion, which is ignored; undistort the pictures where their borders matter.", stacklevel=3)
-    if bounds is None and "near" in meta and "far" in meta: bounds = tuple(_number(meta[k], k, path) for k in ("near", "far"))
-    named = {part: meta[key] for part, key in (("train", "train_filenames"), ("val", "val_filenames"), ("test", "test_filenames")) if meta.get(key)}
-    split = {part: [i for i, frame in enumerate(meta["frames"]) if frame["file_path"] in set(names)] for part, names in named.items()} or None
+    _no_slips(meta, _FILE, path)
+    if ("near" in meta) != ("far" in meta): raise ValueError(f"{path} has {'near' if 'near' in meta else 'far'} without the other; give both, or neither.")
+    if bounds is None and "near" in meta: bounds = tuple(_number(meta[k], k, path) for k in ("near", "far"))
+    split = {part: _named(meta, f"{part}_filenames", path) for part in SPLITS if meta.get(f"{part}_filenames")} or None
     near, far = bounds or _depths_of_meeting(poses, path)
     return dict(files=files, poses=poses, intrinsics=intrinsics, near=near, far=far, split=split)
+
+def _named(meta, key, path):
+    "The frames whose pictures a list of names names."
+    frames, names = {frame["file_path"]: i for i, frame in enumerate(meta["frames"])}, meta[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names): raise ValueError(f"{path} has {key} = {names!r:.80}; a list of pictures, each as its frame's file_path, is accepted.")
+    strange = [name for name in names if name not in frames]
+    if strange: raise ValueError(f"{path} names {strange[0]!r} in {key}, and no frame has this file_path (the first has {next(iter(frames))!r}); correct the name, or add its frame.")
+    return sorted({frames[name] for name in names})
 
 def _depths_of_meeting(poses, path):
     "(near, far) around the point that is nearest to all optical axes."
@@ -433,18 +478,24 @@ def _bleff(folder):
     path, files = folder / "gt_metas.json", _in(folder / "images")
     meta = _json(path)
     poses = _need(meta, "c2ws", path)
-    if not isinstance(poses, list) or len(poses) != len(files) or not files: raise ValueError(f"{path} has cameras for {len(poses)} images and {folder / 'images'} holds {len(files)}; there must be one for each, so look for missing or additional images.")
+    if not isinstance(poses, list): raise ValueError(f"{path} has c2ws of type {type(poses).__name__}; a list with a camera-to-world matrix for each image is accepted.")
+    if len(poses) != len(files) or not files: raise ValueError(f"{path} has cameras for {len(poses)} images and {folder / 'images'} holds {len(files)}; there must be one for each, so look for missing or additional images.")
     poses = np.stack([_matrix(p, f"camera {i} of {path}") for i, p in enumerate(poses)])
     lengths = np.linalg.norm(poses[:, :, :3], axis=1)
+    bad = ~np.isfinite(poses).all((1, 2)) | (lengths.min(1) < 1e-12)
+    if bad.any(): raise ValueError(f"camera {int(bad.argmax())} of {path} holds NaN, infinite values or an axis of length 0; it is damaged, so fetch or make it again.")
     poses[:, :, :3] /= np.maximum(lengths.mean(1), 1e-12)[:, None, None]
     poses, frame = _recentred(poses, 1., path)
-    x, y = (.5 / math.tan(_number(_need(meta, key, path), key, path) / 2) for key in ("cam_angle_x", "cam_angle_y"))
+    x, y = (_focal(_need(meta, key, path), key, path) for key in ("cam_angle_x", "cam_angle_y"))
     ids = {part: _ids(folder / f"{name}_ids.txt") for part, name in (("train", "train"), ("test", "val")) if (folder / f"{name}_ids.txt").is_file()}
     return dict(files=files, poses=poses, intrinsics=np.tile([x, y, .5, .5], (len(files), 1)), near=BLEFF_BOUNDS[0], far=BLEFF_BOUNDS[1], inverse_depth=True, frame=frame, split=ids if len(ids) == 2 else None)
 
 def _ids(path):
-    try: return [int(float(word)) for word in path.read_text().split()]
-    except ValueError as e: raise ValueError(f"{path} is not a list of view numbers ({' '.join(str(e).split())}); fetch it again, or remove it to split by `holdout`.") from e
+    try:
+        numbers = [float(word) for word in path.read_text().split()]
+        if any(number != math.floor(number) for number in numbers): raise ValueError("a number is not whole")
+        return list(map(int, numbers))
+    except (ValueError, OverflowError) as e: raise ValueError(f"{path} is not a list of view numbers ({' '.join(str(e).split())}); fetch it again, or remove it to split by `holdout`.") from e
 
 # %% ../../nbs/22_scenes.ipynb #4780f01e
 LLFF = ("fern", "flower", "fortress", "horns", "leaves", "orchids", "room", "trex")
@@ -504,11 +555,10 @@ def load_scene(name_or_path: str | os.PathLike,  # a name of `scene_names()`, a 
                ) -> Scene:
     "A scene by name or path. FileNotFoundError says where its data belong, ValueError, in one sentence, what is wrong with them."
     if holdout not in (None, *HOLDOUTS): raise ValueError(f"holdout is {holdout!r}; {', '.join(map(repr, HOLDOUTS))} or None is accepted.")
-    if bounds is not None and (not isinstance(bounds, (tuple, list)) or len(bounds) != 2): raise ValueError(f"bounds is {bounds!r}; give (near, far) or None.")
+    if bounds is not None and (not isinstance(bounds, (tuple, list)) or len(bounds) != 2 or not all(isinstance(b, (int, float)) and not isinstance(b, bool) for b in bounds)): raise ValueError(f"bounds is {bounds!r}; give (near, far), two numbers, or None.")
     if isinstance(name_or_path, str) and name_or_path == "knot":
         if holdout or factor is not None: raise ValueError("scene 'knot' has its own test cameras and no files; leave holdout and factor out.")
-        square = (size, size) if isinstance(size, int) else (100, 100) if size is None else size
-        scene = _knot(_target(square, (4096, 4096), "scene 'knot'"), cache)
+        scene = _knot(_target(100 if size is None else size, (4096, 4096), "scene 'knot'"), cache)
         return scene if bounds is None else replace(scene, near=bounds[0], far=bounds[1])
     path, name, source = _found(name_or_path)
     kind, data = _read_layout(path, size, factor, bounds)
@@ -520,7 +570,8 @@ def load_scene(name_or_path: str | os.PathLike,  # a name of `scene_names()`, a 
     fx, fy = k[:, 0] * images.shape[2], k[:, 1].where(~k[:, 1].isnan(), k[:, 0] * full[1] / full[0]) * images.shape[1]
     data["intrinsics"] = torch.stack([fx, fy, k[:, 2] * images.shape[2], k[:, 3] * images.shape[1]], 1)
     if bounds is not None: data["near"], data["far"] = bounds
-    return Scene(name=name, images=images, alpha=alpha, background=None if alpha is None else "white", split=split, source=source, **data)
+    white = alpha is not None and not data.get("inverse_depth")  # sampled to infinity, a ray ends on its last sample: nothing is behind that
+    return Scene(name=name, images=images, alpha=alpha, background="white" if white else None, split=split, source=source, **data)
 
 def _read_layout(path, size, factor, bounds):
     "(kind, what the reader of that kind found) of a folder or a JSON file."
@@ -536,9 +587,17 @@ def _read_layout(path, size, factor, bounds):
     return kind, {"BLEFF": _bleff, "Blender": _blender}[kind](path) if kind != "LLFF" else _llff(path, size, factor)
 
 # %% ../../nbs/22_scenes.ipynb #18f54767
+def background_of(name_or_path: str | os.PathLike,  # as load_scene
+                  ) -> str | None:  # "white" or None
+    "The background of a scene, from its name or its cameras and first picture alone. The errors of load_scene."
+    if isinstance(name_or_path, str) and name_or_path in ("knot", *BLENDER): return "white"
+    if isinstance(name_or_path, str) and (name_or_path in LLFF or name_or_path.startswith("bleff/")): return None
+    _, data = _read_layout(_found(name_or_path)[0], None, None, None)
+    return None if data.get("inverse_depth") or _picture(data["files"][0])[1] is None else "white"
+
 def fingerprint(name_or_path: str | os.PathLike,  # as load_scene
                 ) -> str:  # 64 hex digits
-    "A hash that changes where the files of a scene do: cameras, and names and sizes in bytes of the pictures, which are not read. The errors of load_scene."
+    "A hash that changes where the files of a scene do: cameras, depths, split, and names and sizes in bytes of the pictures, which are not read. The errors of load_scene."
     if isinstance(name_or_path, str) and name_or_path == "knot": return hashlib.sha256(f"knot {load_shape('trefoil').sha256} {KNOT_VIEWS} {KNOT_TURN} {RAYS}".encode()).hexdigest()
     path, *_ = _found(name_or_path)
     _, data = _read_layout(path, None, None, None)
@@ -547,6 +606,8 @@ def fingerprint(name_or_path: str | os.PathLike,  # as load_scene
         if not file.is_file(): raise FileNotFoundError(f"there is no image {file}, which the scene's cameras name; fetch the data again, or put the image there.")
         h.update(f"{file.name} {file.stat().st_size}\n".encode())
     for name in ("poses", "intrinsics"): h.update(np.ascontiguousarray(np.asarray(data[name], dtype="<f8")).tobytes())
+    split = None if data["split"] is None else {part: list(map(int, views)) for part, views in data["split"].items()}
+    h.update(f"{data['near']!r} {data['far']!r} {data.get('inverse_depth', False)} {split}".encode())
     return h.hexdigest()
 
 # %% ../../nbs/22_scenes.ipynb #1875e05f
@@ -638,7 +699,8 @@ def _knot(size, cache):
     blank = Scene("knot", torch.zeros(n, height, width, 3, dtype=torch.uint8), poses, torch.tensor([focal, focal, width / 2, height / 2]).repeat(n, 1), 2., 4.,
                   {"train": range(KNOT_VIEWS[0]), "test": range(KNOT_VIEWS[0], n)}, background="white", source="a formula: inr_precond.data.scenes", recipe=recipe)
     kept = _kept(cache, recipe, lambda: dict(zip(("images", "alpha"), _rendered(blank))))
-    return replace(blank, images=torch.from_numpy(kept["images"]), alpha=torch.from_numpy(kept["alpha"]))
+    made = replace(blank, images=torch.from_numpy(kept["images"]), alpha=torch.from_numpy(kept["alpha"]))
+    return replace(made, recipe=f"{recipe}|{_seal(made)}")
 
 # %% ../../nbs/22_scenes.ipynb #ef6c24f6
 def visual_hull(scene: Scene,  # with alpha
