@@ -160,7 +160,7 @@ def spread_words(groups):  # {label: runs}
     "How the curves of these groups show their runs, for a caption."
     count = max(len(runs) for runs in groups.values())
     if count == 1: return "One run a method."
-    return f"Thick: median of {count} runs; thin, for the PSNR: each run." if count <= FEW else f"Line: median of {count} runs; band: smallest to largest."
+    return f"Thick: median of {count} runs; thin, below the top row: each run." if count <= FEW else f"Line: median of {count} runs; band: smallest to largest."
 
 # %% ../nbs/34_figures.ipynb #18373c57
 def titled(title, note=""):  # note: as `short_note` gives it

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import math
 import multiprocessing
 import os
+import pickle
+import re
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -45,6 +49,7 @@ class Shape:
 
     def __post_init__(self):
         set = lambda name, value: object.__setattr__(self, name, value)
+        if np.size(self.faces) and np.asarray(self.faces).dtype.kind not in "iu": raise ValueError(f"mesh {self.name!r} has faces of type {np.asarray(self.faces).dtype}; give (F, 3) integers, numbers of vertices.")
         set("vertices", np.ascontiguousarray(self.vertices, np.float64)); set("faces", np.ascontiguousarray(self.faces, np.int64))
         _check_arrays(self.vertices, self.faces, f"mesh {self.name!r}")
         low, high = (f(self.vertices[self.faces.ravel()], 0) for f in (np.min, np.max))
@@ -64,9 +69,9 @@ class Shape:
 
     @cached_property
     def sha256(self) -> str:
-        "Hash of what decides the labels: formula or triangles, and the map to the cube."
-        h = hashlib.sha256(f"{self.formula!r} {tuple(map(float, self.centre))} {float(self.scale)}".encode())
-        if self.formula is None:
+        "Hash of what decides points and labels: triangles, the formula's repr, and the map to the cube."
+        h = hashlib.sha256(f"{self.formula!r} {tuple(map(float, self.centre))} {float(self.scale)} {self.vertices.shape} {self.faces.shape}".encode())
+        if self.formula is None:  # the triangles of a formula may differ in the last digit from machine to machine
             h.update(f"{self.vertices.shape} {self.faces.shape}".encode() + self.vertices.astype("<f8").tobytes() + self.faces.astype("<i8").tobytes())
         return h.hexdigest()
 
@@ -86,8 +91,12 @@ def _check_arrays(vertices, faces, what):
     if faces.min() < 0 or faces.max() >= len(vertices): raise ValueError(f"{what} has faces that name vertices up to {faces.max()} where there are {len(vertices):,}; it is damaged, so fetch it again.")
     bad = ~np.isfinite(vertices).all(1)
     if bad.any(): raise ValueError(f"{what} has {bad.sum():,} vertices with NaN or infinite coordinates; remove them and their faces first.")
-    used = vertices[faces.ravel()]
-    if not 0 < np.ptp(used, 0).max() < math.inf: raise ValueError(f"{what} has no extent (its vertices coincide, or lie too far apart for float64); nothing can be inside it.")
+    used = vertices[np.unique(faces)]
+    with np.errstate(over="ignore"): longest = float(np.ptp(used, 0).max())
+    if longest == 0: raise ValueError(f"{what} has no extent (its vertices coincide); nothing can be inside it.")
+    if not 1e-100 < longest < 1e100: raise ValueError(f"{what} measures {longest:g} along its longest side, whose powers float64 cannot hold; 1e-100 to 1e100 is accepted, so scale it first.")
+    if not (spread := np.linalg.eigvalsh(np.cov((used - used.mean(0)).T / longest)))[0] > 1e-14 * spread[2]:
+        raise ValueError(f"{what} is flat (all its vertices lie in one plane), so it encloses nothing; give a surface around a volume.")
 
 # %% ../../nbs/21_shapes.ipynb #972bde3a
 def _groups(rows):
@@ -141,6 +150,8 @@ class MeshReport:
     nonmanifold: int  # edges of more than two faces
     duplicates: int  # faces that repeat another, whichever way round
     zero_area: int  # faces whose corners lie on a line
+    reversed: int  # bodies turned inward that cut or touch others: what they share counts as outside
+    hollow: int  # bodies without volume: each face has another that runs the other way round
     closed: bool  # every edge is balanced: the winding number is whole everywhere
     crossings: int | None = None  # pairs of faces that cut each other; None: not looked for
 
@@ -150,7 +161,8 @@ class MeshReport:
                   *some(self.nonmanifold, "non-manifold edge", "non-manifold edges"), *some(self.duplicates, "duplicate face", "duplicate faces"),
                   *some(self.zero_area, "face without area", "faces without area"), *some(self.crossings, "pair of faces that cut each other", "pairs of faces that cut each other")]
         bodies = "1 body" if self.bodies == 1 else f"{self.bodies:,} bodies"
-        if self.inward: bodies += f" ({self.inward:,} with faces turned inward: a cavity, or inside out)"
+        if self.inward: bodies += f" ({self.inward:,} with faces turned inward: a cavity, or inside out{f'; {self.reversed:,} of them cut or touch other bodies' if self.reversed else ''})"
+        if self.hollow: bodies += f" ({self.hollow:,} enclosing nothing: every face also the other way round)"
         return f"{self.vertices:,} vertices, {self.faces:,} faces, {bodies}, {'closed' if self.closed else 'not closed'}; {', '.join(faults) or 'no faults found'}"
 
 def inspect_mesh(shape: Shape,
@@ -160,14 +172,27 @@ def inspect_mesh(shape: Shape,
     v, f = shape.vertices, shape.faces
     edges, uses, balance = _edges(f)
     label = _components(edges, len(v))
-    sides = [v[f[:, i]] - v[f[:, i - 1]] for i in range(3)]
+    sides = [shape.corners[f[:, i]] - shape.corners[f[:, i - 1]] for i in range(3)]
     flat = np.linalg.norm(np.cross(sides[0], sides[1]), axis=1) <= 1e-12 * np.max([np.einsum("ij,ij->i", s, s) for s in sides], 0)
     first = _groups(np.sort(f, 1))[0]
     rim = edges[uses == 1]
-    return MeshReport(len(v), len(f), bodies=len(np.unique(label[f[:, 0]])), inward=int((_volumes(v, f, label) < 0).sum()),
+    volumes = _volumes(v, f, label)
+    none = (np.abs(volumes) < 1e-9 * np.prod(np.ptp(v[np.unique(f)], 0))) if len(first) < len(f) and (balance == 0).all() else np.zeros(len(volumes), bool)  # faces that repeat others may cancel
+    volumes = np.where(none, 0, volumes)
+    return MeshReport(len(v), len(f), bodies=len(np.unique(label[f[:, 0]])), inward=int((volumes < 0).sum()), reversed=_reversed(shape, label, volumes), hollow=int(none[np.unique(label[f[:, 0]])].sum()),
                       holes=len(np.unique(_components(rim, len(v))[rim[:, 0]])), flipped=int(((uses == 2) & (balance != 0)).sum()), nonmanifold=int((uses > 2).sum()),
                       duplicates=len(f) - len(first), zero_area=int(flat.sum()), closed=bool((balance == 0).all()),
                       crossings=_count_crossings(shape) if crossings else None)
+
+def _reversed(shape, label, volumes, most=200):
+    "How many bodies that are turned inward lie partly inside and partly outside of the others, or on them, judged at up to `most` vertices of each."
+    inward, solid = np.flatnonzero(volumes < 0), shape.faces[volumes[label[shape.faces[:, 0]]] >= 0]
+    if not len(inward) or not len(solid): return 0
+    own = [np.flatnonzero(label == body) for body in inward]
+    own = [o[np.linspace(0, len(o) - 1, min(most, len(o))).astype(int)] for o in own]
+    igl = _package("igl", "libigl", "the winding number")
+    wound = np.split(igl.fast_winding_number(shape.corners, np.ascontiguousarray(solid), np.ascontiguousarray(shape.corners[np.concatenate(own)])), np.cumsum([len(o) for o in own])[:-1])
+    return sum(bool(((w > .25) & (w < .75)).any() or (w > .5).any() != (w > .5).all()) for w in wound)
 
 def _count_crossings(shape):
     predicates = _package("igl.predicates", "libigl", "finding faces that cut each other")
@@ -205,6 +230,7 @@ def _read(path):
     try:
         mesh = trimesh.load(path, process=False)
         if hasattr(mesh, "geometry"): mesh = mesh.to_mesh()  # a scene
+    except FileNotFoundError as e: raise ValueError(f"{path} names the file {e.filename or e}, which is not beside it; put it there, or give a .glb, which holds everything.") from e
     except OSError: raise
     except Exception as e:
         raise ValueError(f"{path} cannot be read as a mesh ({' '.join(str(e).split()) or type(e).__name__}): it is damaged, incomplete or something else than its name says.") from e
@@ -265,6 +291,7 @@ def _march(values, axes, level):
     if not math.isfinite(low) or not math.isfinite(high): raise ValueError("the field has NaN or infinite values, so it has no surface; look at the training first.")
     if not low <= level < high:
         raise ValueError(f"the field has no surface: its values lie in [{low:.4g}, {high:.4g}], all {'outside (below' if high <= level else 'inside (above'} the level {level:g}).")
+    values = np.where(values == np.float32(level), np.nextafter(np.float32(level), np.float32(np.inf)), values)  # a surface through a grid point is not closed there
     wall = level - 1e3 * (high - level)
     vertices, faces, _, _ = skimage.marching_cubes(np.pad(values, 1, constant_values=np.float32(wall)), level)
     index = vertices.astype(np.float64) - 1
@@ -298,6 +325,8 @@ def save_mesh(shape: Shape,
     trimesh, path = _package("trimesh", "trimesh", "writing a mesh"), Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("ply", "glb", "obj", "off", "stl"): raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}; .ply, .glb, .obj, .off and .stl are written.")
+    moved = 0. if kind in ("obj", "off") else float(np.abs(shape.vertices - shape.vertices.astype(np.float32)).max() * shape.scale)  # normalised units
+    if moved > 1e-6: warnings.warn(f"a .{kind} file holds coordinates in single precision, which moves vertices of shape {shape.name!r} by up to {moved / shape.scale:.3g} of its units, since it lies far from the origin; write .obj or .off, or subtract an offset first.", stacklevel=2)
     data = trimesh.Trimesh(shape.vertices, shape.faces, process=False).export(file_type=kind)
     _write(path, [data.encode() if isinstance(data, str) else data])
     return path
@@ -305,6 +334,9 @@ def save_mesh(shape: Shape,
 def _write(path, parts):
     "Write the parts to the file in one piece: a reader sees the old file or the new one."
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):  # of a writer that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 3600: left.unlink()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
@@ -401,6 +433,10 @@ class Rays:
         self.keep = meshes.TriangleMesh(self.scene, corners.astype(np.float32), faces.astype(np.int32))
         a, b, c = (corners[faces[:, i]] for i in range(3))
         self.normals = np.cross(b - a, c - a)  # not of unit length
+        self.triangles = corners, faces
+
+    @cached_property
+    def stacked(self): return _stacked(*self.triangles)
 
     def first(self, origins, directions):
         "Face (n,) hit first, -1 for none, with the hit's distance and barycentric u, v."
@@ -408,19 +444,73 @@ class Rays:
         return hits["primID"].astype(np.int64), hits["tfar"], hits["u"], hits["v"]
 
     def winding(self, points, direction):
-        "Exits minus entries along one direction from each of (n, 3) points; a ray with too many crossings gives a value that no other gives."
+        "Exits minus entries along one direction from each of (n, 3) points; a ray with too many crossings, or through faces that lie on each other, gives a value that no other gives."
         sign = np.sign(self.normals @ direction).astype(np.int64)
         total, alive, origin = np.zeros(len(points), np.int64), np.arange(len(points)), np.asarray(points, np.float64)
-        last = np.full(len(points), -1)
+        last, unknown = np.full(len(points), -1), np.zeros(len(points), bool)
         for _ in range(MAX_HITS):
             face, t, _, _ = self.first(origin, np.broadcast_to(direction, origin.shape))
             met = face >= 0
             alive, face, last = alive[met], face[met], last[met]
-            if not len(alive): return total
+            if not len(alive): break
+            unknown[alive] |= self.stacked[face]
             total[alive] += np.where(face == last, 0, sign[face])
             origin, last = origin[met] + (t[met].astype(np.float64) + STEP)[:, None] * direction, face
-        total[alive] = np.iinfo(np.int64).max - int(direction[0] > 0)
-        return total
+        unknown[alive] = True
+        return np.where(unknown, np.iinfo(np.int64).max - int(direction[0] > 0), total)
+
+# %% ../../nbs/21_shapes.ipynb #8f342bad
+_PLANES = np.array([.318, .129, .771, .583])  # where planes are rounded: generic, so that no common plane lies on a border
+
+def _stacked(corners, faces):
+    "Faces (F,) that lie on another face to within a few steps of a ray, which cannot count both."
+    a, b, c = (corners[faces[:, i]] for i in range(3))
+    normal = np.cross(b - a, c - a); size = np.linalg.norm(normal, axis=1)
+    result, real = np.zeros(len(faces), bool), np.flatnonzero(size > 1e-14)
+    normal, start = normal[real] / size[real, None], a[real]
+    for shift, reference in zip((0., .5), DIRECTIONS):  # two planes that one rounding parts, the other joins
+        n = normal * np.where(normal @ reference < 0, -1, 1)[:, None]
+        first, group = _groups(np.floor(np.concatenate([n / 1e-3, (n * start).sum(1)[:, None] / (8 * STEP)], 1) + _PLANES + shift).astype(np.int64))
+        many = np.flatnonzero(np.bincount(group)[group] > 1)
+        if not len(many): continue
+        axis = np.abs(n[first]).argmax(1)[group[many]]
+        flat = np.take_along_axis(corners[faces[real[many]]], np.stack([(axis + 1) % 3, (axis + 2) % 3], 1)[:, None], 2)
+        for i, j in _neighbours(flat, group[many]):
+            meet = _meet(flat[i], flat[j])
+            result[real[many[i[meet]]]] = result[real[many[j[meet]]]] = True
+    return result
+
+def _neighbours(flat, group, most=1 << 21):
+    "Pairs of triangles (m, 3, 2) of one group whose bounding boxes meet, some `most` at a time; a pair may come twice."
+    low, high = flat.min(1), flat.max(1)
+    height = max(4 * float(np.median(high[:, 1] - low[:, 1])), 2 / 4096)  # of strips, to each of which a triangle belongs that it meets
+    strips = np.floor(np.stack([low[:, 1], high[:, 1]], 1) / height).astype(np.int64)
+    times = strips[:, 1] - strips[:, 0] + 1
+    of = np.repeat(np.arange(len(flat)), times)
+    strip = strips[of, 0] + np.arange(len(of)) - np.repeat(np.cumsum(times) - times, times)
+    cell = np.unique(np.stack([group[of], strip], 1), axis=0, return_inverse=True)[1].ravel()
+    order = np.lexsort((low[of, 0], cell))
+    of, cell = of[order], cell[order]
+    count = np.searchsorted(4. * cell + low[of, 0], 4. * cell + high[of, 0]) - np.arange(len(of)) - 1
+    edges = np.searchsorted(np.cumsum(count), np.arange(0, count.sum(), most)).tolist() + [len(of)]
+    for s, e in zip(edges[:-1], edges[1:]):
+        i = np.repeat(np.arange(s, e), count[s:e])
+        j = i + 1 + np.arange(len(i)) - np.repeat(np.cumsum(count[s:e]) - count[s:e], count[s:e])
+        i, j = of[i], of[j]
+        near = (low[i, 1] < high[j, 1]) & (low[j, 1] < high[i, 1])
+        yield i[near], j[near]
+
+def _meet(A, B, least=1e-7):
+    "Whether the interiors of triangles (n, 3, 2) meet: no edge of either has the other triangle wholly on its outer side."
+    apart = np.zeros(len(A), bool)
+    for T, other in ((A, B), (B, A)):
+        u, v = T[:, 1] - T[:, 0], T[:, 2] - T[:, 0]
+        turn = np.sign(u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0])[:, None]
+        for k in range(3):
+            p, e = T[:, k], T[:, (k + 1) % 3] - T[:, k]
+            inner = turn * (e[:, :1] * (other[..., 1] - p[:, 1:]) - e[:, 1:] * (other[..., 0] - p[:, :1]))
+            apart |= inner.max(1) <= least * np.linalg.norm(e, axis=1)
+    return ~apart
 
 # %% ../../nbs/21_shapes.ipynb #366b7218
 def _curve_order(points):
@@ -459,6 +549,10 @@ def inside(shape: Shape,
 def _warn_if_open(shape):
     if shape.formula is None and not shape.report.closed:
         warnings.warn(f"shape {shape.name!r} is not closed ({shape.report}), so what is inside is decided by its generalised winding number, at one half; load_shape(..., repair=True) closes it.", stacklevel=3)
+    elif shape.formula is None and shape.report.reversed:
+        warnings.warn(f"shape {shape.name!r} has bodies that are turned inward and cut or touch others ({shape.report}), so what they share with these is labelled outside; turn their faces first.", stacklevel=3)
+    elif shape.formula is None and shape.report.hollow:
+        warnings.warn(f"shape {shape.name!r} has bodies that enclose nothing ({shape.report}), so nothing in them is labelled inside; load_shape(..., repair=True) keeps one of each two faces.", stacklevel=3)
 
 def _inside(shape, points, batch=BATCH):
     "`inside` of checked points without the warning."
@@ -498,7 +592,8 @@ class Sampling:
         object.__setattr__(self, "noises", tuple(map(float, self.noises)))
         for name, low in (("count", len(self.noises) + 1), ("seed", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63: raise ValueError(f"{name} is {value!r}; an integer of at least {low} is accepted.")
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value < 2**63: raise ValueError(f"{name} is {value!r}; an integer of at least {low} is accepted.")
+            object.__setattr__(self, name, int(value))
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -561,6 +656,12 @@ def sample_points(shape: Shape,
                   ) -> PointSet:
     "Labelled training points, read from the cache where they are there whole, else drawn (and kept). Warns where the mesh is not closed."
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1: raise ValueError(f"workers is {workers!r}; an integer of at least 1 is accepted.")
+    if cache is not None and re.search(" at 0x[0-9a-f]+", repr(shape.formula)):
+        raise ValueError(f"shape {shape.name!r} has the formula {shape.formula!r}, which a later run could not tell from another, so its points cannot be kept; give an object whose repr says what it computes, such as a dataclass with __call__, or cache=None.")
+    if workers > 1:
+        try: pickle.dumps(shape.formula)
+        except (pickle.PicklingError, AttributeError, TypeError) as e: raise ValueError(f"the formula of shape {shape.name!r} cannot be sent to {workers} processes ({e}); give a function of a module, or workers=1.") from e
+    if cache is not None and Path(cache).exists() and not Path(cache).is_dir(): raise NotADirectoryError(f"cache is {str(cache)!r}, which is a file; give a folder, which may be missing, or None.")
     _warn_if_open(shape)
     key = hashlib.sha256(f"points 1 {shape.sha256} {astuple(sampling)} {CHUNK}".encode()).hexdigest()
     path = None if cache is None else Path(cache) / f"{key[:32]}.points"
@@ -570,7 +671,8 @@ def sample_points(shape: Shape,
         for x, y in _drawn(shape, sampling, workers):
             points[at:at + len(x)], labels[at:at + len(x)] = x, y; at += len(x)
         data = points, labels
-        if path: _write(path, [_digest(*data), points.astype("<f4").data, labels.data])
+        try: path and _write(path, [_digest(*data), points.astype("<f4").data, labels.data])
+        except OSError as e: warnings.warn(f"the points cannot be kept as {path} ({e}), so they will be drawn anew next time.", stacklevel=2)
     return PointSet(*map(torch.from_numpy, data), sampling, key)
 
 def _digest(points, labels):
@@ -584,7 +686,7 @@ def _read_points(path, count):
         with open(path, "rb") as f:
             digest = f.read(32)
             data = np.fromfile(f, "<f4", 3 * count).reshape(-1, 3).astype(np.float32, copy=False), np.fromfile(f, np.uint8, count)
-    except (FileNotFoundError, ValueError): return None
+    except (OSError, ValueError): return None
     return data if _digest(*data) == digest else None
 
 # %% ../../nbs/21_shapes.ipynb #9fc27db2
@@ -598,6 +700,7 @@ class View:
 
     def __post_init__(self):
         if self.up not in ("+x", "-x", "+y", "-y", "+z", "-z"): raise ValueError(f"up is {self.up!r}; '+x', '-x', '+y', '-y', '+z' or '-z' is accepted.")
+        if not np.isfinite([self.azimuth, self.elevation, *self.detail]).all(): raise ValueError(f"the view {self} has NaN or infinite values; finite degrees and lengths are accepted.")
 
     def axes(self) -> np.ndarray:  # (3, 3) rows: right, up and towards the camera, orthonormal
         i, sign = "xyz".index(self.up[1]), 1 if self.up[0] == "+" else -1
@@ -629,6 +732,7 @@ def render(shape: Shape,
            like: Shape | None = None,  # the shape whose coordinates frame the picture; None: its own
            ) -> np.ndarray:  # (size, size, 3) float32 in [0, 1]
     "A shaded picture on white."
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 8192: raise ValueError(f"size is {size!r}; an integer from 1 to 8192 pixels is accepted.")
     view, like = view or VIEWS.get(shape.name, View()), like or shape
     corners = like.normalise(shape.vertices)
     right, up, back = view.axes()
@@ -657,6 +761,7 @@ def compare(shapes: list[Shape],  # the original first; the others are shown in 
     "Shapes side by side (top), and the same detail of each enlarged (bottom)."
     from matplotlib.figure import Figure
     if not shapes: raise ValueError("shapes is empty; give at least the original.")
+    if titles is not None and len(titles) != len(shapes): raise ValueError(f"{len(titles)} titles are given for {len(shapes)} shapes; give one for each, or None.")
     view = view or VIEWS.get(shapes[0].name, View())
     figure = Figure(figsize=(2.3 * len(shapes), 4.9), layout="constrained")
     axes = figure.subplots(2, len(shapes), squeeze=False)
