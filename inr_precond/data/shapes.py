@@ -184,6 +184,7 @@ def inspect_mesh(shape: Shape,
                       duplicates=len(f) - len(first), zero_area=int(flat.sum()), closed=bool((balance == 0).all()),
                       crossings=_count_crossings(shape) if crossings else None)
 
+# %% ../../nbs/21_shapes.ipynb #78f12f32
 def _reversed(shape, label, volumes, most=200):
     "How many bodies that are turned inward lie partly inside and partly outside of the others, or on them, judged at up to `most` vertices of each."
     inward, solid = np.flatnonzero(volumes < 0), shape.faces[volumes[label[shape.faces[:, 0]]] >= 0]
