@@ -643,7 +643,7 @@ def _dig(tree, path):
     return tree
 
 # %% ../nbs/34_figures.ipynb #038fb045
-def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None, grouped=by_method):  # grouped: runs -> {label: runs}
+def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None, grouped=by_method, dpi=66):  # grouped: runs -> {label: runs}; dpi: in the notebook, whose outputs stay below a megabyte
     "The records of these configs as figure, table and sentences of conclusion; returns the rows of `measure`, None where there is no record."
     from inr_precond import runs as store
     kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
@@ -652,7 +652,7 @@ def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=
     shown = {"image": "Training MSE (top) and PSNR of the whole image (bottom)", "occupancy": "Training BCE (top), BCE of the evaluation points (middle) and IoU (bottom)", "radiance": "Training MSE (top), PSNR of training rays (middle) and of held-out views (bottom)"}[kept[0].config.task]
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
     self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), f"{name}_convergence",
-                f"Long runs, read from the records and not trained here. {shown}, against {progress_axis(kept[0].config)[1]} (left) and the time of whole steps (right). {spread_words(groups)} {source}", dpi=66)  # a notebook's outputs stay below a megabyte
+                f"Long runs, read from the records and not trained here. {shown}, against {progress_axis(kept[0].config)[1]} (left) and the time of whole steps (right). {spread_words(groups)} {source}", dpi=dpi)
     _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
     print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows
