@@ -367,9 +367,18 @@ def test_the_papers_scans(name):
 @pytest.mark.filterwarnings("error")
 def test_what_encloses_nothing_is_refused(v, f, words):
     "Catches a triangle that is labelled empty, a mesh without area that ends the process when it is repaired, and sizes at which areas under- or overflow."
-    with pytest.raises(ValueError) as e: Shape(v, f, "bad")
-    assert words in one_sentence(e)
+    for use in (lambda s: inside(s, np.zeros((1, 3))), repaired, lambda s: sample_points(s, Sampling(99))):
+        with pytest.raises(ValueError) as e: use(Shape(v, f, "bad"))
+        assert words in one_sentence(e)
     assert Shape(V * 1e-90, F, "small").report == Shape(V * 1e90, F, "large").report == Shape(V, F, "ball").report
+
+
+def test_a_flat_file_is_refused_and_a_flat_surface_measured(tmp_path):
+    "Nothing is inside a plane, so it is no shape to train on; its distance to another is a number."
+    (tmp_path / "q.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 1 0\nf 1 2 3\n")
+    for repair in (False, True):
+        with pytest.raises(ValueError, match="q.obj is flat"): load_shape(tmp_path / "q.obj", repair=repair)
+    assert len(sample_surface(Shape([[0, 0, 0], [1, 0, 0], [2, 1, 0]], [[0, 1, 2]], "plane"), 10, np.random.default_rng(0))[0]) == 10
 
 
 def test_a_gltf_without_its_other_file(tmp_path):

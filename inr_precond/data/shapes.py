@@ -95,8 +95,12 @@ def _check_arrays(vertices, faces, what):
     with np.errstate(over="ignore"): longest = float(np.ptp(used, 0).max())
     if longest == 0: raise ValueError(f"{what} has no extent (its vertices coincide); nothing can be inside it.")
     if not 1e-100 < longest < 1e100: raise ValueError(f"{what} measures {longest:g} along its longest side, whose powers float64 cannot hold; 1e-100 to 1e100 is accepted, so scale it first.")
-    if not (spread := np.linalg.eigvalsh(np.cov((used - used.mean(0)).T / longest)))[0] > 1e-14 * spread[2]:
-        raise ValueError(f"{what} is flat (all its vertices lie in one plane), so it encloses nothing; give a surface around a volume.")
+
+def _check_volume(vertices, faces, what):
+    "ValueError where a surface lies in one plane: it may be measured, but nothing is inside it."
+    used = vertices[np.unique(faces)]
+    spread = np.linalg.eigvalsh(np.cov((used - used.mean(0)).T / np.ptp(used, 0).max()))
+    if not spread[0] > 1e-14 * spread[2]: raise ValueError(f"{what} is flat (all its vertices lie in one plane), so it encloses nothing; give a surface around a volume.")
 
 # %% ../../nbs/21_shapes.ipynb #972bde3a
 def _groups(rows):
@@ -238,7 +242,7 @@ def _read(path):
     faces = getattr(mesh, "faces", np.zeros((0, 3)))
     if not len(mesh.vertices): raise ValueError(f"{path} holds no mesh that trimesh can find; it is damaged, or something else than its name says.")
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(faces, np.int64)
-    _check_arrays(vertices, faces, str(path))
+    _check_arrays(vertices, faces, str(path)); _check_volume(vertices, faces, str(path))
     return _merged(vertices, faces)
 
 # %% ../../nbs/21_shapes.ipynb #55e2dfa0
@@ -396,6 +400,7 @@ def _scan(name):
 def repaired(shape: Shape) -> Shape:
     "The shape without repeated faces, with faces that agree, and with its holes closed; what cannot be mended shows in the result's `report`."
     v, f = shape.vertices, shape.faces
+    _check_volume(v, f, f"shape {shape.name!r}")
     f = f[(f != np.roll(f, 1, 1)).all(1)]
     f = f[_groups(np.sort(f, 1))[0]]
     f, changed = _agreeing(f)
@@ -548,6 +553,9 @@ def inside(shape: Shape,
     return _inside(shape, points)
 
 def _warn_if_open(shape):
+    if shape.formula is None and "_solid" not in shape.__dict__:
+        _check_volume(shape.vertices, shape.faces, f"shape {shape.name!r}")
+        shape.__dict__["_solid"] = True
     if shape.formula is None and not shape.report.closed:
         warnings.warn(f"shape {shape.name!r} is not closed ({shape.report}), so what is inside is decided by its generalised winding number, at one half; load_shape(..., repair=True) closes it.", stacklevel=3)
     elif shape.formula is None and shape.report.reversed:
