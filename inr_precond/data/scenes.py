@@ -374,7 +374,7 @@ def _no_slips(data, keys, where):
     plain = lambda key: str(key).lower().replace("_", "")
     for key in data:
         for known in () if key in _CAMERA + _FILE else keys:
-            if known not in data and (plain(key) == plain(known) or len(known) > 6 and SequenceMatcher(None, plain(key), plain(known)).ratio() > .94):
+            if known not in data and (plain(key) == plain(known) or len(known) > 6 and abs(len(str(key)) - len(known)) < 2 and SequenceMatcher(None, plain(key), plain(known)).ratio() > .94):
                 raise ValueError(f"{where} has {key!r}, which nothing reads; is {known!r} meant? Correct it, or remove it.")
 
 def _matrix(value, where):
@@ -389,9 +389,9 @@ def _matrix(value, where):
 def _intrinsics(meta, frame, where):
     "fx / W, fy / H, cx / W, cy / H of a frame; fy / H is NaN where it is to follow from square pixels."
     get = lambda key, low=0.: None if (value := frame.get(key, meta.get(key))) is None else _number(value, key, where, low)
-    _no_slips(meta, _CAMERA, where); _no_slips(frame, _CAMERA, where)
+    _no_slips(frame, _CAMERA, where)
     w, h, fx, fy, cx, cy = get("w"), get("h"), get("fl_x"), get("fl_y"), get("cx", -math.inf), get("cy", -math.inf)
-    if (w is None or h is None) and not cx is cy is None: raise ValueError(f"{where} has {'cx' if cx is not None else 'cy'} and no w and h, so that nobody knows of which picture size; add both.")
+    if (w is None or h is None) and (cx, cy) != (None, None): raise ValueError(f"{where} has {'cx' if cx is not None else 'cy'} and no w and h, so that nobody knows of which picture size; add both.")
     if fx is not None:
         if w is None or h is None: raise ValueError(f"{where} has fl_x and no w and h, so that nobody knows of which picture size; add both.")
         fx, fy = fx / w, (fx if fy is None else fy) / h
@@ -420,6 +420,7 @@ def _frames(path):
     "(files, poses, intrinsics as fractions, the JSON object) of a transforms file."
     meta, files, poses, intrinsics, bent = _json(path), [], [], [], False
     frames = _need(meta, "frames", path)
+    _no_slips(meta, _CAMERA + _FILE, path)
     if not isinstance(frames, list) or not frames: raise ValueError(f"{path} has no frames in its list of frames; a scene needs at least one.")
     for i, frame in enumerate(frames):
         where = f"frame {i} of {path}"
@@ -446,7 +447,6 @@ def _blender(folder):
 def _transforms(path, bounds):
     "What `load_scene` needs of one transforms.json."
     files, poses, intrinsics, meta = _frames(path)
-    _no_slips(meta, _FILE, path)
     if ("near" in meta) != ("far" in meta): raise ValueError(f"{path} has {'near' if 'near' in meta else 'far'} without the other; give both, or neither.")
     if bounds is None and "near" in meta: bounds = tuple(_number(meta[k], k, path) for k in ("near", "far"))
     split = {part: _named(meta, f"{part}_filenames", path) for part in SPLITS if meta.get(f"{part}_filenames")} or None

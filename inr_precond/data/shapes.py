@@ -296,7 +296,7 @@ def _march(values, axes, level):
     if not math.isfinite(low) or not math.isfinite(high): raise ValueError("the field has NaN or infinite values, so it has no surface; look at the training first.")
     if not low <= level < high:
         raise ValueError(f"the field has no surface: its values lie in [{low:.4g}, {high:.4g}], all {'outside (below' if high <= level else 'inside (above'} the level {level:g}).")
-    values = np.where(values == np.float32(level), np.nextafter(np.float32(level), np.float32(np.inf)), values)  # a surface through a grid point is not closed there
+    if (on := values == np.float32(level)).any(): values = np.where(on, np.nextafter(np.float32(level), np.float32(np.inf)), values)  # a surface through a grid point is not closed there
     wall = level - 1e3 * (high - level)
     vertices, faces, _, _ = skimage.marching_cubes(np.pad(values, 1, constant_values=np.float32(wall)), level)
     index = vertices.astype(np.float64) - 1
@@ -549,10 +549,11 @@ def inside(shape: Shape,
            ) -> np.ndarray:  # (n,) bool
     "Whether points are inside: by the formula where there is one, by rays where the mesh is closed, else by winding numbers, with a warning."
     points = _points(points)
-    _warn_if_open(shape)
+    _check_labels(shape)
     return _inside(shape, points)
 
-def _warn_if_open(shape):
+def _check_labels(shape):
+    "ValueError where nothing can be inside; a warning where what is inside may not be what its maker meant."
     if shape.formula is None and "_solid" not in shape.__dict__:
         _check_volume(shape.vertices, shape.faces, f"shape {shape.name!r}")
         shape.__dict__["_solid"] = True
@@ -671,7 +672,7 @@ def sample_points(shape: Shape,
         try: pickle.dumps(shape.formula)
         except (pickle.PicklingError, AttributeError, TypeError) as e: raise ValueError(f"the formula of shape {shape.name!r} cannot be sent to {workers} processes ({e}); give a function of a module, or workers=1.") from e
     if cache is not None and Path(cache).exists() and not Path(cache).is_dir(): raise NotADirectoryError(f"cache is {str(cache)!r}, which is a file; give a folder, which may be missing, or None.")
-    _warn_if_open(shape)
+    _check_labels(shape)
     key = hashlib.sha256(f"points 1 {shape.sha256} {astuple(sampling)} {CHUNK}".encode()).hexdigest()
     path = None if cache is None else Path(cache) / f"{key[:32]}.points"
     data = path and _read_points(path, sampling.count)
