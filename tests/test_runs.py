@@ -1014,3 +1014,31 @@ def test_the_lion(tmp_path):
     "Catches a real image that the run's path through loader, metrics and LPIPS does not survive."
     done = run(RunConfig(image="lion", image_size=64, hidden_features=16, num_layers=3, steps=40), tmp_path)
     assert done.status == "finished" and done.provenance["data"]["name"] == "lion" and 0 < done.final["lpips"] < 2
+
+
+# ---- the records --------------------------------------------------------------------------------------------------------------------------
+
+def _recorded_data():
+    "One record of each signal that records were made of, by what is loaded."
+    first = {}
+    for file in sorted(runs.RECORDS.glob("*.json")):
+        kept = json.loads(file.read_text())
+        first.setdefault(tuple(kept["config"].get(name) for name in ("task", "image", "image_size", "shape", "scene", "view_size", "holdout")), kept)
+    return first
+
+
+@pytest.mark.data
+def test_records_belong_to_the_data_as_it_is_read_today():
+    "Catches a change of a signal's hash (or of its pixels, triangles, cameras), by which records go unused and every run is made anew."
+    first = _recorded_data()
+    assert {"image", "occupancy", "radiance"} <= {kept["config"].get("task", "image") for kept in first.values()}
+    for kept in first.values():
+        assert RunConfig.from_dict(kept["config"]).data().sha256 == kept["resolved"]["data_sha256"], kept["key"]
+
+
+def test_records_of_the_embedded_picture_too():
+    "The same where no data is at hand."
+    embedded = [kept for kept in _recorded_data().values() if kept["config"].get("image") == "astronaut"]
+    assert embedded
+    for kept in embedded:
+        assert RunConfig.from_dict(kept["config"]).data().sha256 == kept["resolved"]["data_sha256"], kept["key"]

@@ -1,4 +1,5 @@
 """inr_precond.data.shapes: files, faults, labels against shapes whose inside is known, sampling, marching cubes, pictures."""
+import hashlib
 import os
 import subprocess
 import sys
@@ -543,6 +544,14 @@ def test_the_trefoils_mesh_and_formula_agree():
 def test_the_trefoils_hash_is_the_same_everywhere():
     "It names runs: it must not depend on the last digits of a machine's cosine."
     assert load_shape("trefoil").sha256 == "05be0d278c947c9875de84809a60492e3792660956142be8ffea2e1bcf52a0bd"
+
+
+def test_a_meshes_hash_is_that_of_earlier_versions():
+    "Catches a change of the hash that changes nothing of the points: every recorded run of a mesh would be made anew."
+    tetrahedron = Shape(np.array([[0., 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]), np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]]), "tetrahedron")
+    text = f"None {tuple(map(float, tetrahedron.centre))} {float(tetrahedron.scale)}(4, 3) (4, 3)"
+    data = tetrahedron.vertices.astype("<f8").tobytes() + tetrahedron.faces.astype("<i8").tobytes()
+    assert tetrahedron.sha256 == hashlib.sha256(text.encode() + data).hexdigest()
 
 
 # --- marching cubes ----------------------------------------------------------------------------------------------

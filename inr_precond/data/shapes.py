@@ -70,10 +70,11 @@ class Shape:
     @cached_property
     def sha256(self) -> str:
         "Hash of what decides points and labels: triangles, the formula's repr, and the map to the cube."
-        h = hashlib.sha256(f"{self.formula!r} {tuple(map(float, self.centre))} {float(self.scale)} {self.vertices.shape} {self.faces.shape}".encode())
-        if self.formula is None:  # the triangles of a formula may differ in the last digit from machine to machine
-            h.update(f"{self.vertices.shape} {self.faces.shape}".encode() + self.vertices.astype("<f8").tobytes() + self.faces.astype("<i8").tobytes())
-        return h.hexdigest()
+        mesh = f"{self.vertices.shape} {self.faces.shape}"
+        what = f"{self.formula!r} {tuple(map(float, self.centre))} {float(self.scale)}"
+        # the triangles of a formula may differ in the last digit from machine to machine, so only their number counts
+        if self.formula is not None: return hashlib.sha256(f"{what} {mesh}".encode()).hexdigest()
+        return hashlib.sha256(what.encode() + mesh.encode() + self.vertices.astype("<f8").tobytes() + self.faces.astype("<i8").tobytes()).hexdigest()
 
     @cached_property
     def report(self) -> MeshReport: return inspect_mesh(self)
