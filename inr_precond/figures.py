@@ -649,10 +649,14 @@ def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=
     kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
     if not kept: print("No record of these runs in results/recorded."); return None
     groups = grouped(kept); rows = measure(groups, reference)
+    several, title = len({r.config.signal for r in kept}) > 1, titled(f"{setting}, recorded runs", short_note(kept))
     shown = {"image": "Training MSE (top) and PSNR of the whole image (bottom)", "occupancy": "Training BCE (top), BCE of the evaluation points (middle) and IoU (bottom)", "radiance": "Training MSE (top), PSNR of training rays (middle) and of held-out views (bottom)"}[kept[0].config.task]
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
-    self.figure(convergence(groups, titled(f"{setting}, recorded runs", short_note(kept)), target=reference), f"{name}_convergence",
-                f"Long runs, read from the records and not trained here. {shown}, against {progress_axis(kept[0].config)[1]} (left) and the time of whole steps (right). {spread_words(groups)} {source}", dpi=dpi)
+    axis, task = progress_axis(kept[0].config)[1], MEASURES[kept[0].config.task]
+    goal = next(words for value, _, words in task.rows if value == task.goal)
+    words = f"A column for each {task.signal}: training loss and {goal} against {axis}, the latter against the time of whole steps." if several else f"{shown}, against {axis} (left) and the time of whole steps (right)."
+    self.figure(convergence_by_signal(groups, title) if several else convergence(groups, title, target=reference), f"{name}_convergence",
+                f"Long runs, read from the records and not trained here. {words} {spread_words(groups)} {source}", dpi=dpi)
     _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
     print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows

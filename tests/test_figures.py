@@ -449,3 +449,15 @@ def test_recorded_says_where_the_runs_come_from_and_draws_what_there_is(experime
     assert len(rows) == 10 and "above" in (said := capsys.readouterr().out) and "undecided" not in said
     monkeypatch.setattr(runs, "recorded", lambda configs, **_: [])
     assert experiment.recorded(["a"], "Setting") is None and len(experiment.figures) == 1
+
+
+def test_recorded_draws_signals_apart(experiment, monkeypatch):
+    "A median over pictures (or shapes) would show their differences as if they were the method's spread."
+    from inr_precond import runs
+    kept = pairs(2) + [make_run(recipe, 2, image="lion") for recipe in ("adam/released", "esgd/released")]
+    for run in kept: run.provenance |= {"cpu": "A CPU", "gpu": None, "torch": "2.13.0", "git_commit": "0123456789", "finished": "2026-11-20T00:00:00+00:00"}
+    drawn = []
+    monkeypatch.setattr(figures, "convergence_by_signal", lambda groups, title: drawn.append(title) or figures.new_figure(1, 1, (2, 2))[0])
+    monkeypatch.setattr(runs, "recorded", lambda configs, **_: kept)
+    assert len(experiment.recorded(["a"], "Setting")) == 6 and len(drawn) == 1
+    assert "A column for each image: training loss and PSNR of the whole image (dB) against epochs" in experiment.figures[0]["caption"]

@@ -1,12 +1,13 @@
 "The report: complete, self-contained, and honest about gaps."
 import csv
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
-from inr_precond import report
+from inr_precond import claims, report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -238,7 +239,6 @@ def test_parts_of_a_conjunction_are_listed(tmp_path):
 @pytest.mark.parametrize("low, high, arrows", [(.1, .4, 0), (None, .4, 1), (.1, None, 1), (None, None, 2)])
 def test_interval_picture(low, high, arrows):
     "The bar lies on the right side of the margin; an end that does not exist is an arrow at the frame. Catches a mirrored or shifted axis."
-    import re
     made = report.interval_svg({"effect": .25, "low": low, "high": high, "margin": .3, "verdict": "undecided at this scale"}, wide=100)
     x1, x2 = (float(x) for x in re.search(r'<line x1="([^"]+)" x2="([^"]+)"', made).groups())
     dot = float(re.search(r'cx="([^"]+)"', made)[1])
@@ -263,3 +263,36 @@ def test_nothing_is_best_where_nothing_is_worse():
     "A single row, or equal values, marked as the best."
     assert report.best_cells(["method", "PSNR"], [["Adam", "30.1"]]) == set() and report.best_cells(["method", "PSNR"], [["Adam", "30.1"], ["ESGD", "30.1"]]) == set()
     assert report.best_cells(["method", "PSNR"], [["Adam", "30.1"], ["ESGD", "30.2"]]) == {(1, 1)}
+
+
+# ---- the paper, figure by figure ----------------------------------------------------------------------------------------------------------
+
+def _numbers(words):
+    "The figures and tables that a phrase names: {('Fig', 16), ('Fig', 17), ...}."
+    found = set()
+    for kind, listed in re.findall(r"(Fig|Tab)\. (\d+(?:(?:, | and | to |-)\d+)*)", words):
+        for first, last in re.findall(r"(\d+)(?:(?: to |-)(\d+))?", listed): found |= {(kind, k) for k in range(int(first), int(last or first) + 1)}
+    return found
+
+
+def test_every_figure_and_table_of_the_paper_has_a_row(repository):
+    "Catches a figure that is left out, or that names an experiment that does not exist."
+    assert set().union(*(_numbers(item) for item, *_ in report.PAPER)) == {("Fig", k) for k in range(1, 21)} | {("Tab", k) for k in range(1, 7)}
+    for _, _, name, _, _ in report.PAPER: assert (repository / "nbs" / "experiments" / f"{name}.ipynb").is_file(), name
+
+
+def test_a_row_has_the_claims_that_name_it():
+    "Catches a claim about a figure that its row forgets, and one that is about another figure."
+    for claim in claims.CLAIMS.values():
+        about = _numbers(claim.reference) if claim.home in {name for _, _, name, _, _ in report.PAPER} else set()
+        listed = set().union(*(_numbers(item) for item, _, _, _, of in report.PAPER if claim.name in of))
+        assert listed == about, claim.name
+
+
+def test_a_row_takes_the_longer_runs_where_the_batch_decides_nothing(tmp_path):
+    "Catches an undecided short run that hides a verdict on records, and a record that hides the batch's own verdict."
+    batch, kept = {**ROW, "claim": "esgd-nerf", "form": "printed"}, {**ROW, "claim": "esgd-nerf", "form": "printed", "basis": "recorded runs", "verdict": "not reproduced"}
+    told = lambda *rows: report._told(rows, "esgd-nerf")
+    assert "not reproduced" in told({**batch, "verdict": "undecided at this scale"}, kept) and "on recorded runs" in told({**batch, "verdict": "undecided at this scale"}, kept)
+    assert "not reproduced" not in told(batch, kept) and "on recorded runs" not in told(batch, kept)
+    assert "on recorded runs" in told({**batch, "verdict": "not run"}, kept) and "href" not in told({**batch, "verdict": "not run"}) and told() == ""
