@@ -367,7 +367,7 @@ register(Claim("adam-beats-sgd", "occupancy fields, for each activation: Adam's 
                {"printed": tuple(replace(lower_part("Adam", "SGD", name), measure="") for name in OCCUPANCY)}, "fig16_18_occupancy_adam_sgd"))
 _says = "ESGD reaches Adam's final BCE on a shape first, in steps and in whole-step seconds, and Shampoo ends above Adam"
 register(Claim("esgd-occupancy", _says, "Fig. 6, 15, Sec. 4.2", {form: (race_part(esgd, "Adam", "steps"), race_part(esgd, "Adam"), lower_part("Adam", shampoo)) for form, esgd, shampoo in (("printed", "ESGD released", "Shampoo released"), ("corrected", "ESGD mended", SHAMPOO))},
-               "fig06_occupancy_gaussian", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}))
+               "fig06_occupancy_gaussian", words={form: f"{_says}, {how}" for form, how in RELEASED_OR_MENDED.items()}, study="fig06_occupancy_gaussian"))
 
 # %% ../nbs/32_claims.ipynb #42cb38ae
 RADIANCE = ("Gaussian", "ReLU", "ReLU-PE")  # networks of Fig. 4 (right) and Tables 2 and 3

@@ -165,8 +165,12 @@ def order_figure(
     "The paired differences along the runs, a panel a method, a line a pair."
     rows = differences(groups, reference)
     names = list(dict.fromkeys(rows["method"]))
-    figure, axes = figures.new_figure(1, max(1, len(names)), (1.2 + 3 * max(1, len(names)), 3.2), sharey=True)
-    for ax, name in zip(axes[0], names):
+    columns = min(max(1, len(names)), 5)
+    lines = max(1, math.ceil(len(names) / columns))
+    figure, axes = figures.new_figure(lines, columns, (1.2 + 3 * columns, 0.2 + 3 * lines), sharey=True)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes.flat, names):
         look = figures.style(groups[name][0].config.recipe, groups[name][0].config.options)
         for _, own in rows[rows["method"] == name].groupby(["shape", "seed"]):
             ax.plot(own["step"], own["difference"], color=look["color"], linewidth=1, marker="o", markersize=2.5)
@@ -176,7 +180,8 @@ def order_figure(
             ax.axvline(at, color="0.3", linewidth=1, linestyle=":")
         ax.set_title(f"{name}\n{_settled_words(rows[rows['method'] == name])}", fontsize=9)
         ax.set_xlabel("steps")
-    axes[0, 0].set_ylabel(f"ln({reference}'s BCE / BCE)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"ln({reference}'s BCE / BCE)")
     figure.suptitle(title, fontsize=11)
     return figure
 
