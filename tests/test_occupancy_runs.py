@@ -66,6 +66,12 @@ def test_the_notebooks_share_their_runs():
     assert [c.steps for c in occupancy.configs("laptop", ("adam/released", "adahessian-e/released"), pairs[:1])] == [occupancy.SETTINGS["laptop"].steps, occupancy.SETTINGS["laptop"].steps // 3]
 
 
+def test_only_what_costs_three_steps_is_too_short_to_rank_at_laptop():
+    "Catches an optimizer that a claim compares at Adam's end and that is trained for less."
+    short = {name for name in occupancy.COSTS if figures.too_short(occupancy.steps_of(name, "laptop"), occupancy.SETTINGS["laptop"].batch_size, "occupancy")}
+    assert short == {name for name in occupancy.COSTS if name.startswith("adahessian")} == {name for name, cost in occupancy.COSTS.items() if cost >= occupancy.DEAR}
+
+
 def test_quick_leaves_out_what_is_expensive_and_full_is_the_papers():
     "Catches a method of three times the cost in a batch of minutes, and a full scale that is not 120,000 steps of 50,000 points."
     assert {c.recipe for c in occupancy.configs("quick", occupancy.COSTS, [("trefoil", 0)])} == set(occupancy.CHEAP)
