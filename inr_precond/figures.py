@@ -655,8 +655,9 @@ def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=
     axis, task = progress_axis(kept[0].config)[1], MEASURES[kept[0].config.task]
     goal = next(words for value, _, words in task.rows if value == task.goal)
     words = f"A column for each {task.signal}: training loss and {goal} against {axis}, the latter against the time of whole steps." if several else f"{shown}, against {axis} (left) and the time of whole steps (right)."
+    spread = f"Thick: median over the seeds of a {task.signal}; thin, below the top row: each run." if several else spread_words(groups)
     self.figure(convergence_by_signal(groups, title) if several else convergence(groups, title, target=reference), f"{name}_convergence",
-                f"Long runs, read from the records and not trained here. {words} {spread_words(groups)} {source}", dpi=dpi)
+                f"Long runs, read from the records and not trained here. {words} {spread} {source}", dpi=dpi)
     _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
     print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows

@@ -302,10 +302,10 @@ def paper_html(verdicts,  # rows of claims.collect
     "A row for each figure and table of the paper; empty where no experiment of it is known."
     known = {entry["name"]: entry for entry in entries}
     if not any(name in known for _, _, name, _, _ in PAPER): return ""
-    body = "".join(f'<tr><th scope="row">{text(item)}</th><td>{text(shows)}</td><td>{text(length or "no training to compare")}</td><td>{_here(known.get(name))}</td>'
+    body = "".join(f'<tr><th scope="row">{text(item)}</th><td>{text(shows)}</td><td>{text(length or "–")}</td><td>{_here(known.get(name))}</td>'
                    f'<td>{"<br>".join(filter(None, (_told(verdicts, claim) for claim in of))) or ("" if of else "pictures, which no claim judges")}</td></tr>' for item, shows, name, length, of in PAPER)
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Paper", "Shows", "The paper's length", "Here", "Verdicts"))
-    return (f'<section id="paper"><h2>The paper, figure by figure</h2><p class="dim">At full the settings are the paper\'s. The verdicts are this batch\'s, or, where it decides nothing, those of recorded runs, which are longer than the batch\'s and shorter than the paper\'s.</p>'
+    return (f'<section id="paper"><h2>The paper, figure by figure</h2><p class="dim">At full the settings are the paper\'s. The verdicts are this batch\'s, or, where it decides nothing, those of recorded runs.</p>'
             f'<div class="wide"><table class="overview"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>')
 
 # %% ../nbs/35_report.ipynb #69d2cf43
