@@ -169,10 +169,13 @@ def titled(title, note=""):  # note: as `short_note` gives it
 
 # %% ../nbs/34_figures.ipynb #99593eb0
 def _title(figure, title):
-    "Title above a figure, broken into lines that fit its width."
+    "Title above a figure, broken into lines that fit its width, about equally long."
     import textwrap
     width = int(11.5 * figure.get_figwidth())  # characters of 11 points
-    if title: figure.suptitle("\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, width)), fontsize=11)
+    def broken(line):
+        count = max(1, len(textwrap.wrap(line, width)))
+        return next(parts for w in range(max(1, len(line) // count), width + 1) if len(parts := textwrap.wrap(line, w)) <= count)
+    if title: figure.suptitle("\n".join(part for line in title.splitlines() for part in broken(line)), fontsize=11)
 
 # %% ../nbs/34_figures.ipynb #390eff94
 def new_figure(rows, columns, size, **options):  # size: inches (width, height)
