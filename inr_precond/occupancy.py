@@ -44,7 +44,7 @@ SETTINGS = {
 COSTS = {  # steps of Adam that a step takes the time of, at batches of 8,192 points; every optimizer of the paper, released and mended
     "adam/released": 1.0, "esgd/released": 1.1, "esgd/mended": 1.1, "sgd/released": 1.0,
     "adahessian-e/released": 3.0, "adahessian-j/released": 3.0, "adahessian-j/mended": 3.0,
-    "kfac/released": 2.1, "kfac/mended": 2.1, "shampoo/released": 2.2, "shampoo/mended": 2.2,
+    "kfac/released": 1.9, "kfac/mended": 1.9, "shampoo/released": 2.2, "shampoo/mended": 2.2,
 }
 DEAR = 3.0  # from this cost on, a method has Adam's time at `laptop`, not its steps
 CHEAP = ("adam/released", "esgd/released", "esgd/mended", "sgd/released")  # what `quick` trains
