@@ -444,13 +444,14 @@ def conclude_speed(rows, method, reference="Adam"):  # rows of `measure`
     there = merged.dropna(subset=["steps_to_target", "steps_to_target_ref"])
     head = f"{method} reached {reference}'s final {task.name} in {len(there)} of {len(merged)} runs"
     if there.empty: return head + f" within {int(merged['steps'].max()):,} steps."
+    everybody = len(there) == len(merged)  # the ones that arrived are a chosen few: no interval of theirs speaks for all
     logs = {unit: paired(np.log(there[f"{unit}_to_target"] / there[f"{unit}_to_target_ref"])) for unit in ("steps", "seconds")}
-    parts = " and ".join(f"{math.exp(v['mean']):.2f} of its {unit}" + (f" [{math.exp(v['low']):.2f}, {math.exp(v['high']):.2f}]" if v["n"] >= MIN_PAIRS else "")
+    parts = " and ".join(f"{math.exp(v['mean']):.2f} of its {unit}" + (f" [{math.exp(v['low']):.2f}, {math.exp(v['high']):.2f}]" if everybody and v["n"] >= MIN_PAIRS else "")
                          for unit, v in logs.items())
-    sure = len(there) == len(merged) and all(v["n"] >= MIN_PAIRS and not v["low"] <= 0 <= v["high"] for v in logs.values())
+    sure = everybody and all(v["n"] >= MIN_PAIRS and not v["low"] <= 0 <= v["high"] for v in logs.values())
     short = too_short(int(merged["steps"].min()), int(merged[task.size].min()), task_of(rows))
     mixed = "commit" in there and (there["commit"] != there["commit_ref"]).any()
-    return f"{head}, after {parts} (geometric mean){'' if sure and not short else '; too short to rank' if short else '; undecided'}{'; the two were made by different versions of the code, which the seconds compare too' * bool(mixed)}."
+    return f"{head}, {'' if everybody else 'those '}after {parts} (geometric mean){'' if sure and not short else '; too short to rank' if short else '; undecided'}{'; the two were made by different versions of the code, which the seconds compare too' * bool(mixed)}."
 
 # %% ../nbs/34_figures.ipynb #e6146c7f
 def final_dots(groups, title=""):

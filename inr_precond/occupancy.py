@@ -104,21 +104,25 @@ def configs(
     return [RunConfig(**common, **on_device(device, name), recipe=name, steps=steps or own, shape=shape, seed=seed) for name, own in lengths.items() if own for shape, seed in pairs]
 
 # %% ../nbs/41_occupancy.ipynb #27182520
+def _gain_at(run, partner, step):  # step: interpolated where it lies between evaluations
+    values = [figures.value_of(r.config.task, r.status, figures.at_step(r, step)) for r in (run, partner)]
+    return figures.gain(run.config.task, *values) if all(map(math.isfinite, values)) else math.nan
+
+
 def differences(
     groups: dict,  # label -> runs, as figures.by_method gives them
     reference: str = "Adam",
 ):  # DataFrame: method, shape, seed, step, difference
-    "How far each run is ahead of the reference's of the same pair at each of the reference's evaluations that it reached: PSNR in dB, or the logarithm of the BCE's ratio."
+    "How far each run is ahead of the reference's of the same pair at each of the reference's evaluations that it reached, and at its own end: PSNR in dB, or the logarithm of the BCE's ratio."
     import pandas as pd
 
     partners, rows = {(r.config.signal, r.config.seed): r for r in groups.get(reference, [])}, []
     for name, own in groups.items():
         for run in own if name != reference else []:
             partner = partners.get((run.config.signal, run.config.seed))
-            for step in [] if partner is None else partner.evals["step"]:
-                values = [figures.value_of(r.config.task, r.status, figures.at_step(r, step)) for r in (run, partner)]
-                if step <= run.config.steps and all(map(math.isfinite, values)):
-                    rows.append({"method": name, "shape": run.config.signal, "seed": run.config.seed, "step": int(step), "difference": figures.gain(run.config.task, *values)})
+            for step in [] if partner is None else sorted({*map(int, partner.evals["step"]), run.config.steps}):
+                if step <= run.config.steps and math.isfinite(gain := _gain_at(run, partner, step)):
+                    rows.append({"method": name, "shape": run.config.signal, "seed": run.config.seed, "step": step, "difference": gain})
     return pd.DataFrame(rows, columns=["method", "shape", "seed", "step", "difference"])
 
 
@@ -133,9 +137,11 @@ def settled(
     return int(signs.index[len(same) - int(same[::-1].cummin().sum())])  # as many at the end as agree without a gap
 
 # %% ../nbs/41_occupancy.ipynb #dcb39ca6
-def _settled_words(rows):
+def _settled_words(rows, config):  # of one method: rows of `differences`, its first config
     "In words, with the number of pairs where these are too few to mean anything."
     at, count = settled(rows), len(rows[["shape", "seed"]].drop_duplicates())
+    if figures.too_short(config.steps, config.batch_size, config.task):
+        return "too short to rank"
     if math.isnan(at):
         return "not settled"
     return f"settled from step {at:,}" if count >= figures.MIN_PAIRS else f"no change from step {at:,} on, in {count} pair{'s' * (count > 1)}"
@@ -149,11 +155,12 @@ def order_table(
     import pandas as pd
 
     rows, lines = differences(groups, reference), []
+    partners = {(r.config.signal, r.config.seed): r for r in groups.get(reference, [])}
     for name, own in rows.groupby("method", sort=False):
-        last = own["step"].max()
-        near = lambda share: min(own["step"].unique(), key=lambda s: abs(s - share * last))
-        line = {"method": name, "pairs": len(own[["shape", "seed"]].drop_duplicates()), "order against " + reference: _settled_words(own), "steps": f"{last:,}"}
-        lines.append(line | {f"mean after {words}": own[own["step"] == near(share)]["difference"].mean() for words, share in (("a quarter", 1 / 4), ("half", 1 / 2), ("all", 1))})
+        pairs = [(r, partners[r.config.signal, r.config.seed]) for r in groups[name] if (r.config.signal, r.config.seed) in partners]
+        config = pairs[0][0].config
+        line = {"method": name, "pairs": len(own[["shape", "seed"]].drop_duplicates()), "order against " + reference: _settled_words(own, config), "steps": f"{config.steps:,}"}
+        lines.append(line | {f"mean after {words}": figures.paired([_gain_at(run, partner, share * run.config.steps) for run, partner in pairs])["mean"] for words, share in (("a quarter", 1 / 4), ("half", 1 / 2), ("all", 1))})
     return pd.DataFrame(lines).set_index("method") if lines else pd.DataFrame()
 
 
@@ -174,11 +181,12 @@ def order_figure(
         look = figures.style(groups[name][0].config.recipe, groups[name][0].config.options)
         for _, own in rows[rows["method"] == name].groupby(["shape", "seed"]):
             ax.plot(own["step"], own["difference"], color=look["color"], linewidth=1, marker="o", markersize=2.5)
-        at = settled(rows[rows["method"] == name])
+        words = _settled_words(rows[rows["method"] == name], groups[name][0].config)
+        at = settled(rows[rows["method"] == name]) if words != "too short to rank" else math.nan
         ax.axhline(0, color="0.3", linewidth=1)
         if math.isfinite(at):
             ax.axvline(at, color="0.3", linewidth=1, linestyle=":")
-        ax.set_title(f"{name}\n{_settled_words(rows[rows['method'] == name])}", fontsize=9)
+        ax.set_title(f"{name}\n{words}", fontsize=9)
         ax.set_xlabel("steps")
     for ax in axes[:, 0]:
         ax.set_ylabel(f"ln({reference}'s BCE / BCE)")

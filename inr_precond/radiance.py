@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
-           'LENGTHS', 'QUANTITIES', 'published', 'rate_of', 'Setting', 'available', 'scenes_of', 'pairs_of', 'configs',
-           'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure', 'rendered', 'path_of', 'film', 'search',
-           'search_table', 'search_figure']
+           'LENGTHS', 'QUANTITIES', 'published', 'rate_of', 'Setting', 'available', 'scenes_of', 'stand_in', 'pairs_of',
+           'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure', 'rendered', 'path_of', 'film',
+           'search', 'search_table', 'search_figure']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -157,6 +157,11 @@ def scenes_of(
     "The scenes of a dataset at a scale."
     names = [name.strip() for name in scene.split(",")] if scene else available(SCENES[data]) or ["knot"]
     return names[: SETTINGS[scale].scenes]
+
+
+def stand_in(configs: Iterable[RunConfig]) -> str:
+    "A sentence, on a line of its own, where the embedded scene takes the place of a dataset's; else nothing."
+    return "\nNo data here: the embedded knot stands in, the same scene in every table." if {c.scene for c in configs} == {"knot"} else ""
 
 
 def pairs_of(scale: str, scenes: list, seeds: int | None = None) -> list:  # [(scene, seed)]

@@ -231,10 +231,11 @@ def test_speed_sentence_is_a_ratio_to_adams_own_crossing():
 
 
 def test_speed_is_undecided_where_some_runs_never_arrive():
-    "Dropping the runs that never arrive would turn a loss into a win."
+    "Dropping the runs that never arrive would turn a loss into a win; so would an interval of those that did."
     runs = pairs(6)
     runs[-1] = make_run("esgd/released", 5, slope=0.001)
     assert "in 5 of 6 runs" in (text := figures.conclude_speed(figures.measure(figures.by_method(runs)), "ESGD released")) and "undecided" in text
+    assert "runs, those after" in text and "[" not in text
 
 
 @pytest.mark.parametrize("steps, size, short", [(2560, 256, True), (7680, 256, False), (64000, 256, False), (64000, 32, True)])

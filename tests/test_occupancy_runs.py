@@ -87,8 +87,22 @@ def test_shapes_of(monkeypatch):
     assert occupancy.shapes_of("quick", "a.obj, b.obj") == ["a.obj"] and occupancy.shapes_of("laptop", "a.obj, b.obj") == ["a.obj", "b.obj"]
 
 
+def _few(pairs, length=12):  # SGD is ahead at step 100 only; evaluations every hundred steps
+    return {"Adam": [made("adam/released", k, [0.2] * length) for k in range(pairs)], "SGD": [made("sgd/released", k, [0.1, *[0.4] * (length - 1)]) for k in range(pairs)]}
+
+
 def test_an_order_of_few_pairs_is_not_called_settled():
-    "Catches one pair of runs that is said to have settled anything."
-    groups = lambda pairs: {"Adam": [made("adam/released", k, [0.2] * 3) for k in range(pairs)], "SGD": [made("sgd/released", k, [0.1, 0.4, 0.4]) for k in range(pairs)]}
-    words = lambda pairs: occupancy.order_table(groups(pairs)).loc["SGD", "order against Adam"]
+    "Catches one pair of runs that is said to have settled anything, and runs below the length of the ranking that are."
+    words = lambda *given: occupancy.order_table(_few(*given)).loc["SGD", "order against Adam"]
     assert words(1) == "no change from step 200 on, in 1 pair" and words(4).endswith("in 4 pairs") and words(5) == "settled from step 200"
+    assert words(5, 3) == "too short to rank" and "too short to rank" in occupancy.order_figure(_few(5, 3), "").axes[0].get_title()
+
+
+def test_a_quarter_of_a_run_is_a_quarter_of_it():
+    "Catches the evaluation nearest to a quarter, or the reference's last one before the end, in the place of that step of the run itself."
+    groups = {"Adam": [made("adam/released", 0, [0.2] * 12)], "SGD": [made("sgd/released", 0, [0.4, 0.2, 0.4, 0.8, 0.1])]}
+    row = occupancy.order_table(groups).loc["SGD"]
+    expected = [math.log(0.2 / v) for v in (0.35, 0.3, 0.1)]  # steps 125, 250, 500
+    assert row.filter(like="mean").tolist() == pytest.approx(expected)
+    groups["Adam"][0].evals = groups["Adam"][0].evals.drop(index=4)  # no evaluation of Adam's at 500
+    assert occupancy.differences(groups)["step"].max() == 500
