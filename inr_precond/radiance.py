@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
-           'LENGTHS', 'QUANTITIES', 'published', 'rate_of', 'Setting', 'available', 'scenes_of', 'stand_in', 'pairs_of',
-           'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure', 'rendered', 'path_of', 'film',
-           'search', 'search_table', 'search_figure']
+           'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'published', 'rate_of', 'Setting', 'available', 'scenes_of',
+           'stand_in', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure',
+           'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -389,3 +389,30 @@ def search_figure(
     axes[0, 0].legend(fontsize=8)
     figures._title(figure, title)
     return figure
+
+# %% ../nbs/42_radiance.ipynb #7e3435dc
+RATE_GRID = {"adam/released": (1e-3, 3e-3, 1e-2, 3e-2), "esgd/released": (0.1, 0.3, 1.0, 3.0), "esgd/mended": (0.1, 0.3, 1.0, 3.0)}
+
+
+def at_rates(
+    rates: dict,  # recipe -> rates
+    seeds: Iterable[int] = (100, 101, 102),  # none of the search
+    scene: str = "lego",
+) -> dict:  # (recipe, rate) -> [RunConfig]
+    "Runs of the smaller problem at 1,500 steps, with these rates."
+    problem = next(iter(PROBLEMS.values()))
+    base = {recipe: configs("laptop", "blender", "Gaussian", (recipe,), [(scene, seed) for seed in seeds], steps=1_500, **problem) for recipe in rates}
+    return {(recipe, rate): [replace(c, options=c.options | {"lr": rate}) for c in base[recipe]] for recipe, own in rates.items() for rate in own}
+
+# %% ../nbs/42_radiance.ipynb #c17d559f
+def best_rates(
+    runs: dict,  # (recipe, rate) -> finished runs of the same seeds
+) -> dict:  # recipe -> (rate, whether it lies inside its grid)
+    "The rate with the highest mean PSNR of training rays, a recipe at a time."
+    means = {place: np.mean([figures.value_of("radiance", r.status, figures._number(r.final, "train_psnr")) for r in own]) for place, own in runs.items()}
+    chosen = {}
+    for recipe in dict.fromkeys(recipe for recipe, _ in means):
+        grid = sorted(rate for name, rate in means if name == recipe)
+        best = max(grid, key=lambda rate: means[recipe, rate])
+        chosen[recipe] = best, grid[0] < best < grid[-1]
+    return chosen
