@@ -6,7 +6,8 @@
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
            'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'published', 'rate_of', 'Setting', 'available', 'scenes_of',
            'stand_in', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure',
-           'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates']
+           'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates',
+           'rates_figure']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -398,11 +399,13 @@ def at_rates(
     rates: dict,  # recipe -> rates
     seeds: Iterable[int] = (100, 101, 102),  # none of the search
     scene: str = "lego",
+    warmup: int = 0,  # steps over which the rate rises from 0
 ) -> dict:  # (recipe, rate) -> [RunConfig]
     "Runs of the smaller problem at 1,500 steps, with these rates."
+    more = {"lr_warmup": warmup} if warmup else {}
     problem = next(iter(PROBLEMS.values()))
     base = {recipe: configs("laptop", "blender", "Gaussian", (recipe,), [(scene, seed) for seed in seeds], steps=1_500, **problem) for recipe in rates}
-    return {(recipe, rate): [replace(c, options=c.options | {"lr": rate}) for c in base[recipe]] for recipe, own in rates.items() for rate in own}
+    return {(recipe, rate): [replace(c, options=c.options | {"lr": rate} | more) for c in base[recipe]] for recipe, own in rates.items() for rate in own}
 
 # %% ../nbs/42_radiance.ipynb #c17d559f
 def best_rates(
@@ -416,3 +419,22 @@ def best_rates(
         best = max(grid, key=lambda rate: means[recipe, rate])
         chosen[recipe] = best, grid[0] < best < grid[-1]
     return chosen
+
+# %% ../nbs/42_radiance.ipynb #9195fff8
+def rates_figure(
+    runs: dict,  # (recipe, rate) -> finished runs
+    title: str,
+):  # a matplotlib figure
+    "PSNR of training rays against the rate, a dot a run, a line through the means."
+    figure, axes = figures.new_figure(1, 1, (6.2, 3.2))
+    for recipe in dict.fromkeys(recipe for recipe, _ in runs):
+        rates = sorted(rate for name, rate in runs if name == recipe)
+        values = [[figures.value_of("radiance", r.status, figures._number(r.final, "train_psnr")) for r in runs[recipe, rate]] for rate in rates]
+        name, look = next(iter(by_recipe(runs[recipe, rates[0]]))), figures.style(recipe, {})
+        axes[0, 0].plot(rates, [np.mean(v) for v in values], label=name, color=look["color"], linestyle=look["linestyle"])
+        for rate, own in zip(rates, values):
+            axes[0, 0].plot([rate] * len(own), own, "o", color=look["color"], markersize=3.5)
+    axes[0, 0].set(xscale="log", xlabel="learning rate at the start", ylabel="PSNR of training rays (dB)")
+    axes[0, 0].legend(fontsize=8)
+    figures._title(figure, title)
+    return figure
