@@ -372,6 +372,7 @@ def search_figure(
     "The difference to Adam's PSNR against the length, a panel a method and problem, a line a seed."
     methods = list(dict.fromkeys(name for own in runs.values() for name in by_recipe(own) if name != "Adam"))
     problems = list(dict.fromkeys(problem for problem, _ in runs))
+    lengths = sorted({steps for _, steps in runs})  # the axes share their ticks
     figure, axes = figures.new_figure(len(methods), len(problems), (1.2 + 3.4 * len(problems), 0.8 + 2.5 * len(methods)), sharex=True, sharey=True)
     for row, name in enumerate(methods):
         for ax, problem in zip(axes[row], problems):
@@ -382,7 +383,7 @@ def search_figure(
                     ax.plot(steps, line, look, color=color, linewidth=1, marker="o", markersize=3, label=f"PSNR of {QUANTITIES[key]}" if k == 0 else None)
             ax.axhline(0, color="0.3", linewidth=1)
             ax.set_xscale("log")
-            ax.set_xticks(steps, [f"{s:,}" for s in steps], minor=False)
+            ax.set_xticks(lengths, [f"{s:,}" for s in lengths], minor=False)
             ax.minorticks_off()
             ax.set_title(f"{name}; {problem}", fontsize=9)
             ax.set_xlabel("steps of the run" if row == len(methods) - 1 else "")
