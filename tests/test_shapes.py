@@ -362,8 +362,11 @@ def test_the_papers_scans(name):
 
 # --- the map to the cube and the hash ----------------------------------------------------------------------------
 
+TETRAHEDRON, NEEDLES = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.]]), np.array([[0, 0, 1], [1, 1, 2], [2, 2, 3]])   # each face is an edge
+
+
 @pytest.mark.parametrize("v, f, words", [
-    ([[0, 0, 0], [1, 0, 0], [2, 1, 0]], [[0, 1, 2]], "is flat"), ([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 0, 1], [1, 1, 2]], "is flat"), (V * 1e-310, F, "float64 cannot hold"), (V * 1.5e308, F, "float64 cannot hold"), (V, F + .5, "faces of type float64")])
+    ([[0, 0, 0], [1, 0, 0], [2, 1, 0]], [[0, 1, 2]], "is flat"), ([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 0, 1], [1, 1, 2]], "is flat"), (TETRAHEDRON, NEEDLES, "no face with an area"), (TETRAHEDRON * 1e90 + 1e95, NEEDLES, "no face with an area"), (V * 1e-310, F, "float64 cannot hold"), (V * 1.5e308, F, "float64 cannot hold"), (V, F + .5, "faces of type float64")])
 @pytest.mark.filterwarnings("error")
 def test_what_encloses_nothing_is_refused(v, f, words):
     "Catches a triangle that is labelled empty, a mesh without area that ends the process when it is repaired, and sizes at which areas under- or overflow."
@@ -374,10 +377,12 @@ def test_what_encloses_nothing_is_refused(v, f, words):
 
 
 def test_a_flat_file_is_refused_and_a_flat_surface_measured(tmp_path):
-    "Nothing is inside a plane, so it is no shape to train on; its distance to another is a number."
+    "Nothing is inside a plane, nor inside needles, so it is no shape to train on; its distance to another is a number."
     (tmp_path / "q.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 1 0\nf 1 2 3\n")
+    (tmp_path / "n.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 1 2\nf 2 2 3\nf 3 3 4\n")
     for repair in (False, True):
         with pytest.raises(ValueError, match="q.obj is flat"): load_shape(tmp_path / "q.obj", repair=repair)
+        with pytest.raises(ValueError, match="n.obj has no face with an area .* each of its 3 faces"): load_shape(tmp_path / "n.obj", repair=repair)
     assert len(sample_surface(Shape([[0, 0, 0], [1, 0, 0], [2, 1, 0]], [[0, 1, 2]], "plane"), 10, np.random.default_rng(0))[0]) == 10
 
 

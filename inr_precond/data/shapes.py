@@ -98,10 +98,19 @@ def _check_arrays(vertices, faces, what):
     if not 1e-100 < longest < 1e100: raise ValueError(f"{what} measures {longest:g} along its longest side, whose powers float64 cannot hold; 1e-100 to 1e100 is accepted, so scale it first.")
 
 def _check_volume(vertices, faces, what):
-    "ValueError where a surface lies in one plane: it may be measured, but nothing is inside it."
-    used = vertices[np.unique(faces)]
-    spread = np.linalg.eigvalsh(np.cov((used - used.mean(0)).T / np.ptp(used, 0).max()))
+    "ValueError where a surface lies in one plane, or has no area: it may be measured, but nothing is inside it."
+    names = np.unique(faces)
+    used = vertices[names]
+    scaled = (used - used.mean(0)) / np.ptp(used, 0).max()
+    spread = np.linalg.eigvalsh(np.cov(scaled.T))
     if not spread[0] > 1e-14 * spread[2]: raise ValueError(f"{what} is flat (all its vertices lie in one plane), so it encloses nothing; give a surface around a volume.")
+    corners = np.zeros_like(vertices); corners[names] = scaled
+    if _without_area(corners, faces).all(): raise ValueError(f"{what} has no face with an area (the corners of each of its {len(faces):,} faces lie on a line), so it encloses nothing; give a surface around a volume.")
+
+def _without_area(corners, faces):
+    "Which faces (F,) have their corners on a line, but for rounding; the extent of `corners` is about 1, so that powers do not underflow."
+    sides = [corners[faces[:, i]] - corners[faces[:, i - 1]] for i in range(3)]
+    return np.linalg.norm(np.cross(sides[0], sides[1]), axis=1) <= 1e-12 * np.max([np.einsum("ij,ij->i", s, s) for s in sides], 0)
 
 # %% ../../nbs/21_shapes.ipynb #972bde3a
 def _groups(rows):
@@ -177,8 +186,6 @@ def inspect_mesh(shape: Shape,
     v, f = shape.vertices, shape.faces
     edges, uses, balance = _edges(f)
     label = _components(edges, len(v))
-    sides = [shape.corners[f[:, i]] - shape.corners[f[:, i - 1]] for i in range(3)]
-    flat = np.linalg.norm(np.cross(sides[0], sides[1]), axis=1) <= 1e-12 * np.max([np.einsum("ij,ij->i", s, s) for s in sides], 0)
     first = _groups(np.sort(f, 1))[0]
     rim = edges[uses == 1]
     volumes = _volumes(v, f, label)
@@ -186,7 +193,7 @@ def inspect_mesh(shape: Shape,
     volumes = np.where(none, 0, volumes)
     return MeshReport(len(v), len(f), bodies=len(np.unique(label[f[:, 0]])), inward=int((volumes < 0).sum()), reversed=_reversed(shape, label, volumes), hollow=int(none[np.unique(label[f[:, 0]])].sum()),
                       holes=len(np.unique(_components(rim, len(v))[rim[:, 0]])), flipped=int(((uses == 2) & (balance != 0)).sum()), nonmanifold=int((uses > 2).sum()),
-                      duplicates=len(f) - len(first), zero_area=int(flat.sum()), closed=bool((balance == 0).all()),
+                      duplicates=len(f) - len(first), zero_area=int(_without_area(shape.corners, f).sum()), closed=bool((balance == 0).all()),
                       crossings=_count_crossings(shape) if crossings else None)
 
 # %% ../../nbs/21_shapes.ipynb #78f12f32
