@@ -443,8 +443,12 @@ def json_fault(path, what):
     elif what == "no list": data["train_filenames"] = 5
     elif what == "nested list": data["test_filenames"] = [["000.png"]]
     elif what == "twice": frame["file_path"] = data["frames"][0]["file_path"]
+    elif what == "NaN": data |= {"near": None, "far": None}; frame["transform_matrix"][1][3] = math.nan
+    elif what == "infinite": frame["transform_matrix"][0][1] = -math.inf
+    elif what == "another picture": data |= {"w": 99, "h": 16}
+    elif what == "turned": frame |= {"w": 9, "h": 12}
     elif what == "deep": path.write_text("[" * 100_000); return
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
 
 
 @pytest.mark.parametrize("what,kind,words", [
@@ -456,13 +460,24 @@ def json_fault(path, what):
     ("centre without size", ValueError, ["frame 0", "cx and no w and h"]), ("degrees", ValueError, ["camera_angle_x = 45.0", "pi radians", "degrees"]), ("fisheye", ValueError, ["is_fisheye", "only pinhole"]), ("fisheye in a frame", ValueError, ["frame 2", "OPENCV_FISHEYE"]),
     ("Cx", ValueError, ["'Cx'", "'cx' meant"]), ("fly", ValueError, ["frame 2", "'fly'", "'fl_y' meant"]), ("train_filename", ValueError, ["'train_filename'", "'train_filenames' meant"]), ("near alone", ValueError, ["near without the other"]),
     ("no such picture", ValueError, ["'elsewhere/0.png' in train_filenames", "file_path"]), ("no list", ValueError, ["train_filenames = 5"]), ("nested list", ValueError, ["test_filenames"]), ("twice", ValueError, ["frame 2", "which frame 0 names too"]),
-    ("deep", ValueError, ["not valid JSON"])])
+    ("NaN", ValueError, ["frame 2", "nan in row 1, column 3"]), ("infinite", ValueError, ["frame 2", "-inf in row 0, column 1"]),
+    ("another picture", ValueError, ["000.png", "99 x 16", "12 x 9 pixels", "no scaled copy"]), ("turned", ValueError, ["002.png", "9 x 12", "12 x 9 pixels"]), ("deep", ValueError, ["not valid JSON"])])
 def test_faults_of_json_are_one_sentence(tmp_path, what, kind, words):
     path = write_json(tmp_path / "transforms.json", front())
     json_fault(path, what)
     with pytest.raises(kind) as e: load_scene(path)
     for word in words: assert word in one_sentence(e)
-    assert "transforms.json" in str(e.value) or "scene '" in str(e.value)
+    assert "transforms.json" in str(e.value) or "scene '" in str(e.value) or what in ("another picture", "turned")
+
+
+@pytest.mark.parametrize("w, h, good", [(12, 9, True), (36, 27, True), (6, 4.5, True), (12.4, 9, True), (50, 37, True), (50, 38, True), (14, 9, False), (9, 12, False), (50, 33, False), (50, 42, False)])
+def test_a_scaled_size_may_be_off_by_its_rounding(tmp_path, w, h, good):
+    "Pictures of 12 x 9 were made of 50 x 37 or 50 x 38; of 50 x 33 they were cut out, so that fy would be that of other pixels."
+    path = write_json(tmp_path / "transforms.json", front(), w=w, h=h)
+    if good: assert len(load_scene(path)) == 12
+    else:
+        with pytest.raises(ValueError) as e: load_scene(path)
+        assert "no scaled copy" in one_sentence(e)
 
 
 # --- BLEFF -------------------------------------------------------------------------------------------------------

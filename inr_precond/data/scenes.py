@@ -381,13 +381,16 @@ def _matrix(value, where):
     "(3, 4) float64 of a 4 x 4 or 3 x 4 matrix."
     try: m = np.array(value, np.float64)
     except (TypeError, ValueError): m = np.zeros(0)
+    if m.ndim == 2 and not np.isfinite(m).all():
+        i, j = np.argwhere(~np.isfinite(m))[0]
+        raise ValueError(f"{where} has {m[i, j]} in row {i}, column {j} (from 0) of its matrix; NaN and infinite values place no camera, so correct the number, or remove the frame.")
     if m.shape not in ((4, 4), (3, 4)) or m.shape == (4, 4) and not np.allclose(m[3], [0, 0, 0, 1], atol=1e-6):
         raise ValueError(f"{where} has a matrix that is not 4 x 4 numbers with the last row 0, 0, 0, 1; give a camera-to-world pose.")
     return m[:3]
 
 # %% ../../nbs/22_scenes.ipynb #90358e06
 def _intrinsics(meta, frame, where):
-    "fx / W, fy / H, cx / W, cy / H of a frame; fy / H is NaN where it is to follow from square pixels."
+    "(fx / W, fy / H, cx / W, cy / H), (w, h) of a frame; fy / H is NaN where it is to follow from square pixels, w and h where they are not both given."
     get = lambda key, low=0.: None if (value := frame.get(key, meta.get(key))) is None else _number(value, key, where, low)
     _no_slips(frame, _CAMERA, where)
     w, h, fx, fy, cx, cy = get("w"), get("h"), get("fl_x"), get("fl_y"), get("cx", -math.inf), get("cy", -math.inf)
@@ -400,7 +403,15 @@ def _intrinsics(meta, frame, where):
         fx, fy = angle("camera_angle_x"), angle("camera_angle_y")
         if fx is None: raise ValueError(f"{where} has neither fl_x nor camera_angle_x; one of them is needed, for all frames or for each.")
         if fy is None: fy = math.nan
-    return fx, fy, .5 if cx is None else cx / w, .5 if cy is None else cy / h
+    return (fx, fy, .5 if cx is None else cx / w, .5 if cy is None else cy / h), (math.nan, math.nan) if None in (w, h) else (w, h)
+
+def _check_ratio(sizes, files, full):
+    "ValueError where a frame's (w, h) is not the pictures' (height, width) `full` but for a scale and for a pixel of rounding."
+    (w, h), (height, width) = sizes.T, full
+    off = np.abs(w * height - h * width) > np.maximum(np.maximum(w, h), max(full))
+    if off.any():
+        i = int(off.argmax())
+        raise ValueError(f"the camera of {files[i]} is for w x h = {w[i]:g} x {h[i]:g}, and the picture has {width} x {height} pixels (width x height), which is no scaled copy; give the w and h to which fl_x and cx belong, or the picture that was not cropped or turned.")
 
 def _frame_file(folder, name, where):
     "The picture that a frame names, with or without its suffix."
@@ -417,8 +428,8 @@ def _distorts(data, where):
     return any(data.get(k) for k in ("k1", "k2", "k3", "k4", "p1", "p2"))
 
 def _frames(path):
-    "(files, poses, intrinsics as fractions, the JSON object) of a transforms file."
-    meta, files, poses, intrinsics, bent = _json(path), [], [], [], False
+    "(what `load_scene` needs of the frames of a transforms file, the JSON object); intrinsics are fractions."
+    meta, files, poses, intrinsics, sizes, bent = _json(path), [], [], [], [], False
     frames = _need(meta, "frames", path)
     _no_slips(meta, _CAMERA + _FILE, path)
     if not isinstance(frames, list) or not frames: raise ValueError(f"{path} has no frames in its list of frames; a scene needs at least one.")
@@ -426,32 +437,34 @@ def _frames(path):
         where = f"frame {i} of {path}"
         poses.append(_matrix(_need(frame, "transform_matrix", where), where))
         files.append(_frame_file(path.parent, _need(frame, "file_path", where), where))
-        intrinsics.append(_intrinsics(meta, frame, where))
+        fractions, size = _intrinsics(meta, frame, where)
+        intrinsics.append(fractions); sizes.append(size)
         bent |= _distorts({**meta, **frame}, where)
     twice = next((i for i, file in enumerate(files) if file in files[:i]), None) if len(set(files)) < len(files) else None
     if bent: warnings.warn(f"{path} has lens distortion, which is ignored; undistort the pictures where their borders matter.", stacklevel=5)
     if twice is not None: raise ValueError(f"frame {twice} of {path} names the picture {files[twice].name}, which frame {files.index(files[twice])} names too; a picture has one camera, so remove one of them.")
-    return files, np.stack(poses), np.array(intrinsics), meta
+    return dict(files=files, poses=np.stack(poses), intrinsics=np.array(intrinsics), sizes=np.array(sizes)), meta
 
 def _blender(folder):
     "What `load_scene` needs of a folder with transforms_train.json and its like."
-    files, poses, intrinsics, split = [], [], [], {}
+    parts, split, n = [], {}, 0
     for name in SPLITS:
         path = folder / f"transforms_{name}.json"
         if name == "val" and not path.is_file(): continue
-        f, p, k, _ = _frames(path)
-        split[name] = range(len(files), len(files) + len(f)); files += f; poses.append(p); intrinsics.append(k)
-    return dict(files=files, poses=np.concatenate(poses), intrinsics=np.concatenate(intrinsics), near=2., far=6., split=split)
+        parts.append(_frames(path)[0])
+        split[name] = range(n, n := n + len(parts[-1]["files"]))
+    joined = {k: np.concatenate([part[k] for part in parts]) for k in ("poses", "intrinsics", "sizes")}
+    return dict(files=[file for part in parts for file in part["files"]], **joined, near=2., far=6., split=split)
 
 # %% ../../nbs/22_scenes.ipynb #8c475b34
 def _transforms(path, bounds):
     "What `load_scene` needs of one transforms.json."
-    files, poses, intrinsics, meta = _frames(path)
+    views, meta = _frames(path)
     if ("near" in meta) != ("far" in meta): raise ValueError(f"{path} has {'near' if 'near' in meta else 'far'} without the other; give both, or neither.")
     if bounds is None and "near" in meta: bounds = tuple(_number(meta[k], k, path) for k in ("near", "far"))
     split = {part: _named(meta, f"{part}_filenames", path) for part in SPLITS if meta.get(f"{part}_filenames")} or None
-    near, far = bounds or _depths_of_meeting(poses, path)
-    return dict(files=files, poses=poses, intrinsics=intrinsics, near=near, far=far, split=split)
+    near, far = bounds or _depths_of_meeting(views["poses"], path)
+    return dict(**views, near=near, far=far, split=split)
 
 def _named(meta, key, path):
     "The frames whose pictures a list of names names."
@@ -482,8 +495,8 @@ def _bleff(folder):
     if len(poses) != len(files) or not files: raise ValueError(f"{path} has cameras for {len(poses)} images and {folder / 'images'} holds {len(files)}; there must be one for each, so look for missing or additional images.")
     poses = np.stack([_matrix(p, f"camera {i} of {path}") for i, p in enumerate(poses)])
     lengths = np.linalg.norm(poses[:, :, :3], axis=1)
-    bad = ~np.isfinite(poses).all((1, 2)) | (lengths.min(1) < 1e-12)
-    if bad.any(): raise ValueError(f"camera {int(bad.argmax())} of {path} holds NaN, infinite values or an axis of length 0; it is damaged, so fetch or make it again.")
+    bad = lengths.min(1) < 1e-12
+    if bad.any(): raise ValueError(f"camera {int(bad.argmax())} of {path} has an axis of length 0; it is damaged, so fetch or make it again.")
     poses[:, :, :3] /= np.maximum(lengths.mean(1), 1e-12)[:, None, None]
     poses, frame = _recentred(poses, 1., path)
     x, y = (_focal(_need(meta, key, path), key, path) for key in ("cam_angle_x", "cam_angle_y"))
@@ -564,6 +577,7 @@ def load_scene(name_or_path: str | os.PathLike,  # a name of `scene_names()`, a 
     kind, data = _read_layout(path, size, factor, bounds)
     if holdout and kind == "Blender": raise ValueError(f"{path} comes with its own test cameras (transforms_test.json); leave holdout out.")
     images, alpha, full = _pictures_of(data["files"], size, str(path), cache)
+    if (sizes := data.pop("sizes", None)) is not None: _check_ratio(sizes, data["files"], full)
     own = data.pop("split")
     split = own if own and not holdout else _held_out(len(images), holdout or "last", str(path))
     k = torch.as_tensor(data.pop("intrinsics"))
