@@ -104,17 +104,23 @@ def camera_to_world(
     return torch.cat([R * extrinsics.new_tensor([1, -1, -1]), -R @ extrinsics[..., 3:]], -1)
 
 # %% ../nbs/23_render.ipynb #7906bcdd
-class NDC(NamedTuple):
-    "Normalised device coordinates of a forward-facing scene (Mildenhall et al. 2020, appendix C); the world's -z looks into the scene."
-    ax: float # 2 fx / width
-    ay: float # 2 fy / height
+class _NDC(NamedTuple):
+    ax: float # 2 fx / width, > 0
+    ay: float # 2 fy / height, > 0
     near: float = 1. # distance of the near plane, > 0
+
+class NDC(_NDC):
+    "Normalised device coordinates of a forward-facing scene (Mildenhall et al. 2020, appendix C); the world's -z looks into the scene. ValueError unless ax, ay and near are positive."
+    __slots__ = ()
+
+    def __new__(cls, ax: float, ay: float, near: float = 1.):
+        for name, value in (("ax", ax), ("ay", ay), ("near", near)): _positive("NDC", name, value)
+        return super().__new__(cls, ax, ay, near)
 
     @classmethod
     def of(cls, intrinsics: Tensor, height: int, width: int, near: float = 1.) -> NDC:
         "Of a camera whose optical axis meets the middle of its image."
         fx, fy, cx, cy = intrinsics.tolist()
-        _positive("NDC.of", "near", near)
         if max(abs(cx - width / 2), abs(cy - height / 2)) > 1e-3: raise ValueError(f"NDC.of was given a principal point ({cx:g}, {cy:g}) beside the middle ({width / 2:g}, {height / 2:g}) of the image: use world coordinates with inverse depth.")
         return cls(2 * fx / width, 2 * fy / height, near)
 
@@ -405,6 +411,7 @@ class RadianceField(nn.Module):
         ndc: NDC | None = None,    # rays are mapped by it first
     ):
         super().__init__()
+        if not isinstance(field, nn.Module): raise TypeError(f"RadianceField was given a field of type {type(field).__name__}: pass a module, such as a NeRFField.")
         _range("RadianceField", near, far, inverse_depth)
         _count("RadianceField", 1, samples=samples)
         if last not in ("far", "infinite", None): raise ValueError(f"RadianceField was given last={last!r}: pass 'far', 'infinite' or None.")
@@ -485,9 +492,10 @@ def render_view(
     chunk: int = 1024,  # rays at a time: bounds the memory, not the result
     progress: Callable[[int, int], None] | bool = False, # called with (rays done, rays); True: a tqdm bar
 ) -> ViewImage:
-    "A whole image at the bins' midpoints, without a graph. ValueError for a pose that is none."
+    "A whole image at the bins' midpoints, without a graph, in the precision of the model's parameters. ValueError for a pose that is none."
     _count("render_view", 1, chunk=chunk)
-    origins, directions = (r.reshape(-1, 3) for r in view_rays(pose, intrinsics, height, width))
+    like = next(model.parameters(), pose)
+    origins, directions = (r.reshape(-1, 3).to(like) for r in view_rays(pose, intrinsics, height, width))
     if progress is True:
         from tqdm.auto import tqdm
         bar = tqdm(total=len(origins), desc="rays", leave=False)
@@ -515,11 +523,16 @@ def orbit(
     c = torch.tensor(centre, dtype=torch.float64)
     return look_at(c + radius * torch.stack([math.cos(e) * a.cos(), math.cos(e) * a.sin(), torch.full_like(a, math.sin(e))], -1), c).float()
 
+def _path(owner: str, poses: Tensor):
+    "ValueError unless these are the poses of at least one camera."
+    _shape(owner, "poses", poses, 3, 4)
+    if poses.dim() != 3 or not len(poses): raise ValueError(f"{owner} was given poses of shape {tuple(poses.shape)}: pass (n, 3, 4), n >= 1.")
+
 def average_pose(
     poses: Tensor, # (n, 3, 4) camera to world
 ) -> Tensor: # (3, 4)
     "Mean place, mean direction of view, up as near the mean up as it can be."
-    _shape("average_pose", "poses", poses, 3, 4)
+    _path("average_pose", poses)
     right, up, back, place = poses.mean(0).unbind(-1)
     back = F.normalize(back, dim=-1)
     right = F.normalize(torch.linalg.cross(up, back), dim=-1)
@@ -535,6 +548,7 @@ def spiral(
     "A path that winds around the average camera (the idea of nerf-pytorch's `render_path_spiral`)."
     _count("spiral", 1, frames=frames)
     _positive("spiral", "focus", focus)
+    _path("spiral", poses)
     mean = average_pose(poses)
     axes, place = mean[:, :3], mean[:, 3]
     radii = torch.quantile(((poses[:, :, 3] - place) @ axes).abs(), .9, 0) if radii is None else poses.new_tensor(radii)
@@ -545,12 +559,18 @@ def spiral(
 # %% ../nbs/23_render.ipynb #ef269864
 def _bytes(frames) -> np.ndarray:
     "Frames as (n, H, W, 3) uint8."
-    frames = torch.stack(list(frames)) if isinstance(frames, (list, tuple)) and isinstance(frames[0], Tensor) else frames
-    frames = np.asarray(frames.detach().cpu() if isinstance(frames, Tensor) else frames)
+    array = lambda x: np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
+    frames = _alike([array(f) for f in frames]) if isinstance(frames, (list, tuple)) else array(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size: raise ValueError(f"write_video was given frames of shape {frames.shape}: pass (n, H, W, 3), in [0, 1] or bytes.")
     if frames.dtype == np.uint8: return frames
     if not np.isfinite(frames).all(): raise ValueError("write_video was given frames with NaN or infinite values: pass values in [0, 1].")
     return (frames.clip(0, 1) * 255).round().astype(np.uint8)
+
+def _alike(frames: list) -> np.ndarray:
+    "The frames in one array. ValueError where there are none, or not of one shape and type."
+    kinds = list(dict.fromkeys(f"{f.shape} {f.dtype}" for f in frames))
+    if len(kinds) != 1: raise ValueError(f"write_video was given {f'frames of {kinds[0]} and of {kinds[1]}' if kinds else 'no frames'}: pass at least one, all of one shape (H, W, 3) and one type.")
+    return np.stack(frames)
 
 def _ffmpeg() -> str:
     "The ffmpeg program: imageio-ffmpeg's, else the system's."

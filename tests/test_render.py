@@ -158,6 +158,13 @@ def test_ndc_off_the_middle():
     one_sentence(error, "principal point", "inverse depth")
 
 
+@pytest.mark.parametrize("numbers, text", [((0., 0., 0.), "ax=0"), ((1., 0.), "ay=0"), ((1., 1., 0.), "near=0"), ((1., -2.), "ay=-2"), ((math.nan, 1.), "ax=nan")])
+def test_ndc_of_a_camera_that_is_none(numbers, text):
+    "Rays of NaN, or a mirrored world."
+    with pytest.raises(ValueError) as error: NDC(*numbers)
+    one_sentence(error, text)
+
+
 def test_a_field_in_ndc_keeps_the_worlds_viewing_direction():
     "The viewing direction taken from NDC, where all rays of a camera would look almost alike."
     model = RadianceField(tiny(), 0., 1., 6, ndc=NDC(2.5, 2.8, 1.))
@@ -488,6 +495,9 @@ def test_a_radiance_field_that_cannot_be(options, text):
     "A mistyped option that becomes a default, or a picture of nothing."
     with pytest.raises(ValueError) as error: RadianceField(tiny(), **{"near": 2., "far": 6., "samples": 6, **options})
     one_sentence(error, text)
+    for wrong in (None, NeRFField, lambda points, views: points):
+        with pytest.raises(TypeError) as error: RadianceField(wrong, 2., 6.)
+        one_sentence(error, "a field of type", "pass a module")
 
 
 def test_inputs_of_a_wrong_shape():
@@ -552,6 +562,17 @@ def test_a_view_does_not_depend_on_its_chunks():
     one_sentence(error, "NaN")
 
 
+def test_a_view_is_of_the_models_precision():
+    "A camera of a scene is float64 and a trained field float32: catches a product that refuses them together, and rays that are rounded before they are turned."
+    pose, lens = orbit(4., 1)[0].double(), number(10, 10, 4, 3.5)
+    truth = render_view(RadianceField(tiny(), 2., 6., 6), pose, lens, 7, 8).colour
+    for dtype in (torch.float32, f64):
+        model = RadianceField(tiny(), 2., 6., 6).to(dtype)
+        for camera in ((pose, lens), (pose, lens.float()), (pose.float(), lens), (pose.float(), lens.float())):
+            view = render_view(model, *camera, 7, 8)
+            assert all(part.dtype is dtype for part in view) and (view.colour - truth).abs().max() < 1e-4
+
+
 def test_nothing_hit_has_no_depth():
     "Zero over zero shown as a depth of zero, in front of everything."
     model = RadianceField(tiny(density_bias=-60.), 2., 6., 6, background="white")
@@ -590,7 +611,8 @@ def test_spiral_stays_among_the_cameras_and_looks_at_one_point():
     torch.testing.assert_close((spiral(poses, 5., 4, radii=(0, 0, 0))[2] - mean), torch.zeros(3, 4, dtype=f64), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("call, text", [(lambda: orbit(0.), "radius=0"), (lambda: orbit(1., 0), "frames=0"), (lambda: orbit(1., 3, 90.), "elevation=90"), (lambda: spiral(FRONT[None], 0.), "focus=0"), (lambda: spiral(FRONT[None, :2], 1.), "(..., 3, 4)")])
+@pytest.mark.parametrize("call, text", [(lambda: orbit(0.), "radius=0"), (lambda: orbit(1., 0), "frames=0"), (lambda: orbit(1., 3, 90.), "elevation=90"), (lambda: spiral(FRONT[None], 0.), "focus=0"), (lambda: spiral(FRONT[None, :2], 1.), "(..., 3, 4)"),
+                                        (lambda: spiral(FRONT, 1.), "spiral was given poses of shape (3, 4)"), (lambda: spiral(FRONT[None][:0], 1.), "(0, 3, 4)"), (lambda: average_pose(FRONT), "average_pose was given poses of shape (3, 4)")])
 def test_paths_that_cannot_be(call, text):
     "Poses of NaN, which are noticed a minute later."
     with pytest.raises(ValueError) as error: call()
@@ -602,7 +624,7 @@ def test_gif(tmp_path):
     from PIL import Image
     frames = torch.zeros(6, 8, 10, 3)
     for k in range(6): frames[k, k, k + 2] = 1  # a white pixel that walks
-    for given in (frames, frames.numpy(), list(frames), (frames * 255).to(torch.uint8)):
+    for given in (frames, frames.numpy(), list(frames), [frames[0].numpy(), *frames[1:]], (frames * 255).to(torch.uint8)):
         with Image.open(write_video(given, tmp_path / "walk.gif", fps=25)) as picture:
             assert picture.n_frames == 6 and picture.size == (10, 8) and picture.info["duration"] == 40 and picture.info["loop"] == 0
             for k in range(6):
@@ -632,7 +654,9 @@ def test_mp4_with_a_stand_in_for_ffmpeg(tmp_path, monkeypatch):
     one_sentence(error, "it broke")
 
 
-@pytest.mark.parametrize("frames, name, text", [(torch.zeros(2, 4, 4, 3), "a.avi", "'.avi'"), (torch.zeros(4, 4, 3), "a.gif", "(4, 4, 3)"), (torch.zeros(0, 4, 4, 3), "a.gif", "(0, 4, 4, 3)"), (torch.full((2, 4, 4, 3), math.nan), "a.gif", "NaN")])
+@pytest.mark.parametrize("frames, name, text", [(torch.zeros(2, 4, 4, 3), "a.avi", "'.avi'"), (torch.zeros(4, 4, 3), "a.gif", "(4, 4, 3)"), (torch.zeros(0, 4, 4, 3), "a.gif", "(0, 4, 4, 3)"), (torch.full((2, 4, 4, 3), math.nan), "a.gif", "NaN"),
+                                               ([], "a.gif", "no frames"), ([torch.zeros(4, 4, 3), torch.zeros(5, 4, 3)], "a.gif", "(4, 4, 3) float32 and of (5, 4, 3) float32"),
+                                               ([np.zeros((4, 4, 3)), np.zeros((4, 4, 3), np.uint8)], "a.gif", "uint8"), ([torch.zeros(4, 4)], "a.gif", "(1, 4, 4)")])
 def test_videos_that_cannot_be(frames, name, text, tmp_path):
     "A file that is written and cannot be shown."
     with pytest.raises(ValueError) as error: write_video(frames, tmp_path / name)

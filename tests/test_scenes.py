@@ -153,6 +153,9 @@ def test_sphere_poses_are_even():
     near = (torch.cdist(c, c) + 9 * torch.eye(100)).min(1).values
     assert near.min() > .8 * near.median() and near.max() < 1.2 * near.median() and c.mean(0).norm() < .05
     assert torch.histc(c[:, 2], 4, -2, 2).tolist() == [25] * 4
+    for count in (0, -1, 2.5):
+        with pytest.raises(ValueError) as e: sphere_poses(count)
+        assert f"count is {count!r}; an integer of at least 1" in one_sentence(e)
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------

@@ -606,6 +606,27 @@ def test_bad_resolutions(options):
     with pytest.raises(ValueError, match=next(iter(options))): extract_shape(field, **options)
 
 
+@pytest.mark.parametrize("use", [inspect_mesh, repaired, lambda s: inside(s, V), lambda s: winding_number(s, V), lambda s: sample_surface(s, 3, np.random.default_rng(0)), sample_points, lambda s: save_mesh(s, "a.ply"), lambda s: extract_shape(field, s, 8)])
+@pytest.mark.parametrize("wrong, name", [(None, "NoneType"), ((V, F), "tuple"), ("trefoil", "str")])
+def test_what_is_no_shape_is_one_sentence(use, wrong, name):
+    "Catches a name, or a mesh of another library, that ends as an attribute that nobody has heard of."
+    if wrong is None and "extract_shape" in use.__code__.co_names: return   # there it means the coordinates of the cube
+    with pytest.raises(TypeError) as e: use(wrong)
+    assert f"shape is of type {name}; give a Shape" in one_sentence(e)
+
+
+def test_what_is_no_field_is_one_sentence():
+    for wrong in ("x", None, torch.zeros(3)):
+        with pytest.raises(TypeError) as e: extract_shape(wrong, resolution=8)
+        assert f"field is of type {type(wrong).__name__}" in one_sentence(e)
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, True])
+def test_counts_of_surface_points(count):
+    with pytest.raises(ValueError) as e: sample_surface(in_cube(V, F), count, np.random.default_rng(0))
+    assert f"count is {count!r}; an integer of at least 0" in one_sentence(e)
+
+
 @pytest.mark.parametrize("suffix", ["ply", "glb", "obj", "off", "stl"])
 def test_export_and_back(tmp_path, suffix):
     shape = Shape(V * 30 + [100, 0, -7], F, "scan")
@@ -613,6 +634,14 @@ def test_export_and_back(tmp_path, suffix):
     assert back.report.closed and len(back.faces) == len(F) and abs(back.vertices.mean(0) - shape.vertices.mean(0)).max() < 1e-3
     assert [p.name for p in (tmp_path / "new").iterdir()] == [f"a.{suffix}"]
     assert trimesh.Trimesh(back.vertices, back.faces).volume > 0
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    "Catches a failure that names a temporary file which nobody asked for."
+    (tmp_path / "a.ply").mkdir()
+    for path in (tmp_path, tmp_path / "a.ply"):
+        with pytest.raises(IsADirectoryError) as e: save_mesh(in_cube(V, F), path)
+        assert "is a folder" in one_sentence(e) and ".part" not in str(e.value)
 
 
 def test_export_to_an_unknown_format(tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .images import _WIDE, _decode, data_root, expected_root
-from .shapes import Rays, _vertex_normals, _write, load_shape
+from .shapes import Rays, _check_whole, _vertex_normals, _write, load_shape
 
 # %% auto #0
 __all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF',
@@ -643,6 +643,7 @@ def sphere_poses(count: int,  # cameras
                  turn: float = 0.,  # radians by which the spiral is turned about z
                  ) -> torch.Tensor:  # (count, 3, 4) float64
     "Cameras on a Fibonacci spiral around the origin, which they look at; z is up."
+    _check_whole(1, count=count)
     k = torch.arange(count, dtype=torch.float64)
     z, azimuth = 1 - (2 * k + 1) / count, k * math.pi * (3 - math.sqrt(5)) + turn
     level = (1 - z**2).sqrt()

@@ -97,6 +97,15 @@ def _check_arrays(vertices, faces, what):
     if longest == 0: raise ValueError(f"{what} has no extent (its vertices coincide); nothing can be inside it.")
     if not 1e-100 < longest < 1e100: raise ValueError(f"{what} measures {longest:g} along its longest side, whose powers float64 cannot hold; 1e-100 to 1e100 is accepted, so scale it first.")
 
+def _check_shape(shape):
+    "TypeError, in one sentence, where this is no Shape."
+    if not isinstance(shape, Shape): raise TypeError(f"shape is of type {type(shape).__name__}; give a Shape, such as load_shape returns.")
+
+def _check_whole(least, **values):
+    "ValueError, in one sentence, for a value that is no integer of at least `least`."
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{name} is {value!r}; an integer of at least {least} is accepted.")
+
 def _check_volume(vertices, faces, what):
     "ValueError where a surface lies in one plane, or has no area: it may be measured, but nothing is inside it."
     names = np.unique(faces)
@@ -182,7 +191,8 @@ class MeshReport:
 def inspect_mesh(shape: Shape,
                  crossings: bool = False,  # also look for faces that cut each other (seconds for 100,000 faces; needs libigl)
                  ) -> MeshReport:
-    "What is wrong with a mesh, if anything."
+    "What is wrong with a mesh, if anything. TypeError for anything but a Shape."
+    _check_shape(shape)
     v, f = shape.vertices, shape.faces
     edges, uses, balance = _edges(f)
     label = _components(edges, len(v))
@@ -222,8 +232,11 @@ def _package(module, package, what):
 SUFFIXES = (".obj", ".off", ".ply", ".stl", ".glb", ".gltf")
 _IMAGES = {b"\x89PNG": "a PNG", b"\xff\xd8\xff": "a JPEG", b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"BM": "a BMP", b"RIFF": "a WebP"}
 
-def _check_file(path):
+def _no_folder(path):
     if path.is_dir(): raise IsADirectoryError(f"{path} is a folder; name a mesh file in it.")
+
+def _check_file(path):
+    _no_folder(path)
     if not path.exists():
         from difflib import get_close_matches
         here = [p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES] if path.parent.is_dir() else []
@@ -322,9 +335,10 @@ def extract_shape(field: Callable,  # (n, 3) float32 tensor in the cube -> (n,) 
                   batch: int = BATCH,  # points evaluated at a time
                   name: str | None = None,
                   ) -> Shape:  # closed, faces outward
-    "The surface of an occupancy field by marching cubes on [-1, 1]^3. ValueError where there is none."
-    for what, value, least in (("resolution", resolution, 2), ("batch", batch, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{what} is {value!r}; an integer of at least {least} is accepted.")
+    "The surface of an occupancy field by marching cubes on [-1, 1]^3. ValueError where there is none, TypeError for a field that cannot be called."
+    if not callable(field): raise TypeError(f"field is of type {type(field).__name__}; give a network, or a function, from points to logits.")
+    _check_whole(2, resolution=resolution); _check_whole(1, batch=batch)
+    if like is not None: _check_shape(like)
     axes = [np.linspace(-1, 1, resolution)] * 3
     points, faces = _march(_on_grid(field, axes, batch), axes, level)
     frame = {"centre": (0., 0., 0.), "scale": 1.} if like is None else {"centre": like.centre, "scale": like.scale}
@@ -334,8 +348,9 @@ def extract_shape(field: Callable,  # (n, 3) float32 tensor in the cube -> (n,) 
 def save_mesh(shape: Shape,
               path: str | os.PathLike,  # ends in .ply, .glb, .obj, .off or .stl
               ) -> Path:
-    "Write the mesh, in its own coordinates; the file appears whole or not at all."
+    "Write the mesh, in its own coordinates; the file appears whole or not at all. IsADirectoryError where `path` is a folder."
     trimesh, path = _package("trimesh", "trimesh", "writing a mesh"), Path(path)
+    _check_shape(shape); _no_folder(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("ply", "glb", "obj", "off", "stl"): raise ValueError(f"{path} ends in {path.suffix or 'nothing'!r}; .ply, .glb, .obj, .off and .stl are written.")
     moved = 0. if kind in ("obj", "off") else float(np.abs(shape.vertices - shape.vertices.astype(np.float32)).max() * shape.scale)  # normalised units
@@ -407,6 +422,7 @@ def _scan(name):
 # %% ../../nbs/21_shapes.ipynb #deeb59d3
 def repaired(shape: Shape) -> Shape:
     "The shape without repeated faces, with faces that agree, and with its holes closed; what cannot be mended shows in the result's `report`."
+    _check_shape(shape)
     v, f = shape.vertices, shape.faces
     _check_volume(v, f, f"shape {shape.name!r}")
     f = f[(f != np.roll(f, 1, 1)).all(1)]
@@ -537,6 +553,7 @@ def winding_number(shape: Shape,
                    points,  # (n, 3) in normalised coordinates
                    ) -> np.ndarray:  # (n,) float64; whole where the mesh is closed, up to about 0.01
     "Generalised winding number by solid angles, far faces taken together (libigl's fast winding number)."
+    _check_shape(shape)
     igl = _package("igl", "libigl", "the winding number")
     points = _points(points)
     order, value = _curve_order(points) if len(points) else np.zeros(0, int), np.empty(len(points))
@@ -556,6 +573,7 @@ def inside(shape: Shape,
            points,  # (n, 3) array or tensor, in normalised coordinates
            ) -> np.ndarray:  # (n,) bool
     "Whether points are inside: by the formula where there is one, by rays where the mesh is closed, else by winding numbers, with a warning."
+    _check_shape(shape)
     points = _points(points)
     _check_labels(shape)
     return _inside(shape, points)
@@ -633,6 +651,7 @@ def sample_surface(shape: Shape,
                    generator: np.random.Generator,
                    ) -> tuple[np.ndarray, np.ndarray]:  # (count, 3) float64 in normalised coordinates, (count,) face of each
     "Points distributed uniformly over the area of the surface."
+    _check_shape(shape); _check_whole(0, count=count)
     a, b, c = (shape.corners[shape.faces[:, i]] for i in range(3))
     total = np.cumsum(np.linalg.norm(np.cross(b - a, c - a), axis=1))
     face = np.searchsorted(total, generator.random(count) * total[-1], side="right").clip(max=len(total) - 1)
@@ -673,7 +692,7 @@ def sample_points(shape: Shape,
                   workers: int = 1,  # processes; the points are the same for any number
                   ) -> PointSet:
     "Labelled training points, read from the cache where they are there whole, else drawn (and kept). Warns where the mesh is not closed."
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1: raise ValueError(f"workers is {workers!r}; an integer of at least 1 is accepted.")
+    _check_shape(shape); _check_whole(1, workers=workers)
     if cache is not None and re.search(" at 0x[0-9a-f]+", repr(shape.formula)):
         raise ValueError(f"shape {shape.name!r} has the formula {shape.formula!r}, which a later run could not tell from another, so its points cannot be kept; give an object whose repr says what it computes, such as a dataclass with __call__, or cache=None.")
     if workers > 1:
