@@ -396,7 +396,7 @@ def _difference(d, steps):
 
 # %% ../nbs/34_figures.ipynb #5d3fa3b3
 RANKING_STEPS, RANKING_SIZE = 7680, 128  # of an image: fewer steps, or fewer pixels a side, rank nothing
-RANKING = {"image": (RANKING_STEPS, RANKING_SIZE), "occupancy": (1000, 8192), "radiance": (20_000, 50)}  # steps and size: of shapes (points of a batch) from the study of chapter 41; of scenes (pixels) provisional, without such a study
+RANKING = {"image": (RANKING_STEPS, RANKING_SIZE), "occupancy": (1000, 8192), "radiance": (6000, 32)}  # steps and size: of shapes (points of a batch) from the study of chapter 41; of scenes (pixels) from the search of chapter 42
 
 def too_short(steps, size=256, task="image"):  # steps: of the run; size: pixels a side, or points of a batch
     "True where a run says nothing about the order of the methods."
