@@ -98,10 +98,10 @@ def world_to_camera(
 def camera_to_world(
     extrinsics: Tensor, # (..., 3, 4) world to camera [R | t]: x right, y down, z forward
 ) -> Tensor: # (..., 3, 4) camera to world: x right, y up, z backward
-    "The inverse of `world_to_camera`."
+    "The inverse of `world_to_camera`, also of rotations that a file holds in single precision alone."
     _shape("camera_to_world", "extrinsics", extrinsics, 3, 4)
-    R = extrinsics[..., :3].mT
-    return torch.cat([R * extrinsics.new_tensor([1, -1, -1]), -R @ extrinsics[..., 3:]], -1)
+    R, t = extrinsics.split([3, 1], -1)
+    return torch.cat([R.mT * extrinsics.new_tensor([1, -1, -1]), -torch.linalg.solve(R, t)], -1) # -R^T t multiplies what R^T R is off the identity by the distance
 
 # %% ../nbs/23_render.ipynb #7906bcdd
 class _NDC(NamedTuple):
@@ -121,6 +121,7 @@ class NDC(_NDC):
     def of(cls, intrinsics: Tensor, height: int, width: int, near: float = 1.) -> NDC:
         "Of a camera whose optical axis meets the middle of its image."
         fx, fy, cx, cy = intrinsics.tolist()
+
         if max(abs(cx - width / 2), abs(cy - height / 2)) > 1e-3: raise ValueError(f"NDC.of was given a principal point ({cx:g}, {cy:g}) beside the middle ({width / 2:g}, {height / 2:g}) of the image: use world coordinates with inverse depth.")
         return cls(2 * fx / width, 2 * fy / height, near)
 

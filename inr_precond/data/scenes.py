@@ -420,6 +420,7 @@ def _frame_file(folder, name, where):
         if p.is_file(): return p
     raise FileNotFoundError(f"{where} names the picture {name!r}, and there is no {path} (nor one that ends in {', '.join(IMAGE_SUFFIXES)}); put it there, or correct file_path.")
 
+# %% ../../nbs/22_scenes.ipynb #070b0fec
 def _distorts(data, where):
     "Whether a pinhole camera's lens distorts; ValueError where it is no pinhole camera."
     model = str(data.get("camera_model", "OPENCV"))
