@@ -485,7 +485,7 @@ def test_the_views_are_drawn(finished):
 
 
 def test_short_runs_and_small_views_rank_nothing():
-    assert figures.too_short(300, 400, "radiance") and figures.too_short(200_000, 49, "radiance") and not figures.too_short(200_000, 400, "radiance")
+    assert figures.too_short(300, 400, "radiance") and figures.too_short(5_999, 400, "radiance") and figures.too_short(200_000, 31, "radiance") and not figures.too_short(200_000, 400, "radiance")
     assert "too short to rank" in figures.short_note([made_up("adam/released", 0, 20., steps=300)])
 
 
