@@ -121,7 +121,6 @@ class NDC(_NDC):
     def of(cls, intrinsics: Tensor, height: int, width: int, near: float = 1.) -> NDC:
         "Of a camera whose optical axis meets the middle of its image."
         fx, fy, cx, cy = intrinsics.tolist()
-
         if max(abs(cx - width / 2), abs(cy - height / 2)) > 1e-3: raise ValueError(f"NDC.of was given a principal point ({cx:g}, {cy:g}) beside the middle ({width / 2:g}, {height / 2:g}) of the image: use world coordinates with inverse depth.")
         return cls(2 * fx / width, 2 * fy / height, near)
 
