@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
-           'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'published', 'rate_of', 'Setting', 'available', 'scenes_of',
+           'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'FACTORS', 'published', 'rate_of', 'Setting', 'available', 'scenes_of',
            'stand_in', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure',
            'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates',
-           'rates_figure']
+           'rates_figure', 'at_factors']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -319,12 +319,16 @@ def search(
 QUANTITIES = {"psnr": "held-out views", "train_psnr": "training rays"}
 
 
+def _value(run, key):
+    "The run's quantity at its end; one that diverged counts what a lost run counts."
+    return figures.value_of("radiance", run.status, figures._number(run.final, key))
+
+
 def _gains(runs, key):  # of one problem and length -> {label: array over the pairs that have both}
-    "PSNR minus Adam's of the same seed, method by method; a run that diverged counts what a lost run counts."
-    of = lambda r: figures.value_of("radiance", r.status, figures._number(r.final, key))
+    "PSNR minus Adam's of the same seed, method by method."
     groups = by_recipe(runs)
-    adam = {r.config.seed: of(r) for r in groups.get("Adam", [])}
-    return {name: np.array([of(r) - adam[r.config.seed] for r in own if r.config.seed in adam]) for name, own in groups.items() if name != "Adam"}
+    adam = {r.config.seed: _value(r, key) for r in groups.get("Adam", [])}
+    return {name: np.array([_value(r, key) - adam[r.config.seed] for r in own if r.config.seed in adam]) for name, own in groups.items() if name != "Adam"}
 
 
 def _sign(differences):  # 1 or -1 where all pairs agree, 0 where they do not, None where there are too few
@@ -413,7 +417,7 @@ def best_rates(
     runs: dict,  # (recipe, rate) -> finished runs of the same seeds
 ) -> dict:  # recipe -> (rate, whether it lies inside its grid)
     "The rate with the highest mean PSNR of training rays, a recipe at a time."
-    means = {place: np.mean([figures.value_of("radiance", r.status, figures._number(r.final, "train_psnr")) for r in own]) for place, own in runs.items()}
+    means = {place: np.mean([_value(r, "train_psnr") for r in own]) for place, own in runs.items()}
     chosen = {}
     for recipe in dict.fromkeys(recipe for recipe, _ in means):
         grid = sorted(rate for name, rate in means if name == recipe)
@@ -430,7 +434,7 @@ def rates_figure(
     figure, axes = figures.new_figure(1, 1, (6.2, 3.2))
     for recipe in dict.fromkeys(recipe for recipe, _ in runs):
         rates = sorted(rate for name, rate in runs if name == recipe)
-        values = [[figures.value_of("radiance", r.status, figures._number(r.final, "train_psnr")) for r in runs[recipe, rate]] for rate in rates]
+        values = [[_value(r, "train_psnr") for r in runs[recipe, rate]] for rate in rates]
         name, look = next(iter(by_recipe(runs[recipe, rates[0]]))), figures.style(recipe, {})
         axes[0, 0].plot(rates, [np.mean(v) for v in values], label=name, color=look["color"], linestyle=look["linestyle"])
         for rate, own in zip(rates, values):
@@ -439,3 +443,15 @@ def rates_figure(
     axes[0, 0].legend(fontsize=8)
     figures._title(figure, title)
     return figure
+
+# %% ../nbs/42_radiance.ipynb #fa93f7ac
+FACTORS = dict(zip(PROBLEMS, ((0.01, 0.05, 0.25), (0.01, 0.05))))  # problem -> factors at the end of the exponential schedules: ESGD's, Adam's, one beyond
+
+
+def at_factors(
+    scene: str = "lego",
+    seeds: int | None = None,  # None: the laptop's
+) -> dict:  # (problem, factor) -> [RunConfig], methods first
+    "The search's longest runs, with one factor for all methods."
+    longest = {problem: own for (problem, steps), own in search(scene, seeds).items() if steps == LENGTHS[-1]}
+    return {(problem, factor): [replace(c, final_lr_factor=factor) for c in longest[problem]] for problem, factors in FACTORS.items() for factor in factors}
