@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', '
            'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'FACTORS', 'published', 'rate_of', 'Setting', 'available', 'scenes_of',
            'stand_in', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure',
            'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates',
-           'rates_figure', 'at_factors']
+           'rates_figure', 'at_factors', 'factors_figure']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -455,3 +455,31 @@ def at_factors(
     "The search's longest runs, with one factor for all methods."
     longest = {problem: own for (problem, steps), own in search(scene, seeds).items() if steps == LENGTHS[-1]}
     return {(problem, factor): [replace(c, final_lr_factor=factor) for c in longest[problem]] for problem, factors in FACTORS.items() for factor in factors}
+
+# %% ../nbs/42_radiance.ipynb #8d82442a
+def factors_figure(
+    runs: dict,  # (problem, factor) -> finished runs
+    title: str,
+):  # a matplotlib figure
+    "PSNR of training rays along the steps minus that of Adam of the same seed and factor: a panel a problem and factor, a line a seed."
+    problems, factors = list(dict.fromkeys(p for p, _ in runs)), sorted({f for _, f in runs})
+    figure, axes = figures.new_figure(len(problems), len(factors), (1.2 + 3 * len(factors), 0.8 + 2.6 * len(problems)), sharex=True, sharey=True)
+    for row, problem in enumerate(problems):
+        for column, factor in enumerate(factors):
+            ax, groups = axes[row, column], by_recipe(runs.get((problem, factor), []))
+            if not groups:
+                ax.set_visible(False)
+                continue
+            adam = {r.config.seed: r for r in groups.get("Adam", [])}
+            for name in (name for name in groups if name != "Adam"):
+                look = figures.style(groups[name][0].config.recipe)
+                for k, run in enumerate(r for r in groups[name] if r.config.seed in adam):
+                    steps = run.evals["step"]
+                    ax.plot(steps, [figures.at_step(run, s) - figures.at_step(adam[run.config.seed], s) for s in steps], color=look["color"], linestyle=look["linestyle"], linewidth=1, label=name if k == 0 else None)
+            ax.axhline(0, color="0.3", linewidth=1)
+            ax.set_title(f"{problem}; all end at {factor:g}", fontsize=9)
+            ax.set_xlabel("step" if row == len(problems) - 1 or (problems[-1], factor) not in runs else "")
+        axes[row, 0].set_ylabel("dB above Adam")
+    axes[0, 0].legend(fontsize=8)
+    figures._title(figure, title)
+    return figure
