@@ -478,7 +478,9 @@ def factors_figure(
                     ax.plot(steps, [figures.at_step(run, s) - figures.at_step(adam[run.config.seed], s) for s in steps], color=look["color"], linestyle=look["linestyle"], linewidth=1, label=name if k == 0 else None)
             ax.axhline(0, color="0.3", linewidth=1)
             ax.set_title(f"{problem}; all end at {factor:g}", fontsize=9)
-            ax.set_xlabel("step" if row == len(problems) - 1 or (problems[-1], factor) not in runs else "")
+            if row == len(problems) - 1 or (problems[-1], factor) not in runs:
+                ax.set_xlabel("step")
+                ax.tick_params(labelbottom=True)
         axes[row, 0].set_ylabel("dB above Adam")
     axes[0, 0].legend(fontsize=8)
     figures._title(figure, title)
