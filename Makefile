@@ -81,7 +81,7 @@ $(READY):
 	if [ -z "$$py" ]; then echo 'No Python 3.11, 3.12 or 3.13 with venv found$(if $(PYTHON), as $(PYTHON)); name one with PYTHON=/path/to/python3.11.' >&2; exit 2; fi; \
 	old=($(VENV)/ready-*); id="$(CURDIR) $$("$$py" -c 'import sys; print(*sys.version_info[:2], sep=".")')"; \
 	if [ "$${#old[@]}" -eq 0 ] || [ "$$(cat "$${old[0]}")" != "$$id" ]; then \
-	  echo "Making $(VENV) with $$("$$py" --version): about a minute, 1.5 GB."; rm -rf $(VENV); "$$py" -m venv $(VENV); \
+	  echo "Making $(VENV) with $$("$$py" --version): one to five minutes, 1.5 GB."; rm -rf $(VENV); "$$py" -m venv $(VENV); \
 	else echo 'Bringing $(VENV) up to the changed pins.'; rm -f "$${old[@]}"; fi; \
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)' -e '.[dev]'; \
 	echo "$$id" > $@

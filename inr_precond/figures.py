@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'LINES', 'NAMES', 'WARM', 'DIVERGED_PSNR', 'MEASURES', 'FEW', 'T975', 'MIN_PAIRS', 'RANKING_STEPS',
-           'RANKING_SIZE', 'RANKING', 'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'steps_per_epoch',
-           'progress_axis', 'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread', 'spread_words',
-           'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing', 'at_step',
-           'paired', 'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude',
+           'RANKING_SIZE', 'RANKING', 'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'seed_list', 'pairs',
+           'steps_per_epoch', 'progress_axis', 'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread',
+           'spread_words', 'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing',
+           'at_step', 'paired', 'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude',
            'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions',
            'Experiment', 'summary', 'provenance_words']
 
@@ -68,8 +68,15 @@ def grid(methods,  # dicts with recipe, steps and perhaps options
          **common):  # RunConfig fields that all runs share
     "The RunConfigs of every method x image x seed, methods first."
     from inr_precond.runs import RunConfig
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
-    return [RunConfig(**{**common, **method, "image": image, "seed": seed}) for method in methods for image in images for seed in seeds]
+    return [RunConfig(**{**common, **method, "image": image, "seed": seed}) for method in methods for image in images for seed in seed_list(seeds)]
+
+def seed_list(seeds): return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+
+def pairs(signals,  # names or paths
+          seeds):  # of the first signal: their number, or themselves
+    "[(signal, seed)]: all seeds on the first signal, one further seed on each other."
+    own = seed_list(seeds)
+    return [(signals[0], k) for k in own] + [(name, max(own) + 1 + k) for k, name in enumerate(signals[1:])]
 
 # %% ../nbs/34_figures.ipynb #e5b7be6c
 def steps_per_epoch(config):  # a RunConfig of a picture or a shape
@@ -647,12 +654,13 @@ def _dig(tree, path):
     return tree
 
 # %% ../nbs/34_figures.ipynb #038fb045
-def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None, grouped=by_method, dpi=66):  # grouped: runs -> {label: runs}; dpi: in the notebook, whose outputs stay below a megabyte
+def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=None, grouped=by_method, dpi=66):  # setting: words, or a function of the recorded configs; grouped: runs -> {label: runs}; dpi: in the notebook, whose outputs stay below a megabyte
     "The records of these configs as figure, table and sentences of conclusion; returns the rows of `measure`, None where there is no record."
     from inr_precond import runs as store
     kept = store.recorded(configs, **({} if folder is None else {"folder": folder}))
     if not kept: print("No record of these runs in results/recorded."); return None
     groups = grouped(kept); rows = measure(groups, reference)
+    if callable(setting): setting = setting([r.config for r in kept])
     several, title = len({r.config.signal for r in kept}) > 1, titled(f"{setting}, recorded runs", short_note(kept))
     shown = {"image": "Training MSE (top) and PSNR of the whole image (bottom)", "occupancy": "Training BCE (top), BCE of the evaluation points (middle) and IoU (bottom)", "radiance": "Training MSE (top), PSNR of training rays (middle) and of held-out views (bottom)"}[kept[0].config.task]
     source = f"Recorded: {provenance_words(kept)}; {len(kept)} of the {len(set(configs))} planned."
@@ -662,7 +670,7 @@ def _recorded(self, configs, setting, name="recorded", reference="Adam", folder=
     spread = f"Thick: median over the seeds of a {task.signal}; thin, below the top row: each run." if several else spread_words(groups)
     self.figure(convergence_by_signal(groups, title) if several else convergence(groups, title, target=reference), f"{name}_convergence",
                 f"Long runs, read from the records and not trained here. {words} {spread} {source}", dpi=dpi)
-    _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {source}"))
+    _show_table(self.table(result_table(rows, reference).T, f"{name}_results", f"Results by method of the recorded runs. {setting}. {source}"))
     print("\n".join(sentence for method in groups if method != reference for sentence in (conclude(rows, method, reference), conclude_speed(rows, method, reference))))
     return rows
 

@@ -82,11 +82,10 @@ def shapes_of(
 def pairs_of(
     scale: str,
     shapes: list,  # names or paths
-    seeds: int | None = None,  # of the first shape; None: the scale's
+    seeds: int | list | None = None,  # of the first shape: their number, or themselves; None: the scale's
 ) -> list:  # [(shape, seed)]
-    "Which seed runs on which shape."
-    first = SETTINGS[scale].seeds if seeds is None else seeds
-    return [(shapes[0], k) for k in range(first)] + [(name, first + k) for k, name in enumerate(shapes[1:])]
+    "Which seed runs on which shape; each further shape has the seed after the largest so far."
+    return figures.pairs(shapes, SETTINGS[scale].seeds if seeds is None else seeds)
 
 
 def configs(

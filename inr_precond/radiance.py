@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
-           'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'FACTORS', 'published', 'rate_of', 'Setting', 'available', 'scenes_of',
-           'stand_in', 'pairs_of', 'configs', 'by_recipe', 'baseline', 'baselines', 'comparison', 'views_figure',
-           'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates',
-           'rates_figure', 'at_factors', 'factors_figure']
+           'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'FACTORS', 'ENCODED', 'ENCODED_GRID', 'published', 'rate_of',
+           'Setting', 'available', 'scenes_of', 'remarks', 'setting_words', 'pairs_of', 'configs', 'by_recipe',
+           'baseline', 'baselines', 'comparison', 'views_figure', 'rendered', 'path_of', 'film', 'search',
+           'search_table', 'search_figure', 'at_rates', 'best_rates', 'rates_figure', 'at_factors', 'factors_figure']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from . import figures
-from .data.scenes import BLEFF, BLENDER, LLFF, background_of, fingerprint
+from .data.scenes import BLEFF, BLENDER, LLFF, background_of, fingerprint, meeting_point
+from .metrics import lpips_weights
 from .render import RadianceField, orbit, render_view, spiral
 from .runs import RunConfig, on_device
 from .train import evaluated_views, psnr_of_mse
@@ -160,15 +161,35 @@ def scenes_of(
     return names[: SETTINGS[scale].scenes]
 
 
-def stand_in(configs: Iterable[RunConfig]) -> str:
-    "A sentence, on a line of its own, where the embedded scene takes the place of a dataset's; else nothing."
-    return "\nNo data here: the embedded knot stands in, the same scene in every table." if {c.scene for c in configs} == {"knot"} else ""
+def remarks(configs: Iterable[RunConfig]) -> str:
+    "Sentences, each on a line of its own: where the embedded scene takes the place of a dataset's, and why LPIPS is absent; nothing where neither is so."
+    configs = list(configs)
+    words = ["No data here: the embedded knot stands in, the same scene in every table."] if {c.scene for c in configs} == {"knot"} else []
+    if not lpips_weights():
+        words.append("LPIPS is absent (NaN): AlexNet's weights are not here; the README says where they go.")
+    elif min(c.view_size for c in configs) < 31:
+        words.append("LPIPS is absent (NaN) where a side of the pictures is below 31 pixels, which AlexNet needs.")
+    return "".join(f"\n{sentence}" for sentence in words)
 
 
-def pairs_of(scale: str, scenes: list, seeds: int | None = None) -> list:  # [(scene, seed)]
-    "Which seed runs on which scene; `seeds`: of the first scene, None: the scale's."
-    first = SETTINGS[scale].seeds if seeds is None else seeds
-    return [(scenes[0], k) for k in range(first)] + [(name, first + k) for k, name in enumerate(scenes[1:])]
+def setting_words(
+    configs: Iterable[RunConfig],  # of one network
+    network: str,  # one of NETWORKS
+) -> str:
+    "What these runs train, for titles and captions."
+    several = lambda values: " and ".join(dict.fromkeys(values))
+    field, size, rays = (several(form(c) for c in configs) for form in (lambda c: f"{c.num_layers} x {c.hidden_features}", lambda c: str(c.view_size), lambda c: f"{c.batch_size:,} rays of {c.samples}"))
+    names = ", ".join(dict.fromkeys(Path(c.scene).stem for c in configs))
+    return f"{network} field of {field}, {names} at {size} pixels, {rays} points"
+
+
+def pairs_of(
+    scale: str,
+    scenes: list,
+    seeds: int | list | None = None,  # of the first scene: their number, or themselves; None: the scale's
+) -> list:  # [(scene, seed)]
+    "Which seed runs on which scene; each further scene has the seed after the largest so far."
+    return figures.pairs(scenes, SETTINGS[scale].seeds if seeds is None else seeds)
 
 # %% ../nbs/42_radiance.ipynb #7216b7fd
 def configs(
@@ -248,7 +269,11 @@ def views_figure(
     scene = config.data()
     place_of = evaluated_views(scene, config.test_views)[view]
     photograph = scene.images[place_of].numpy() / 255
-    figure, axes = figures.new_figure(3, len(shown) + 1, (1.9 * (len(shown) + 1), 1.9 * 3 * scene.height / scene.width + 1.1))
+    figure, axes = figures.new_figure(3, len(shown) + 1, (1.9 * (len(shown) + 1), 1.9 * 3 * scene.height / scene.width + 1.6))
+    views = {name: rendered(run.trained(), scene, place_of) for name, run in shown.items()}
+    depths = {name: np.where(made.opacity.numpy() > 0.5, made.depth.numpy(), np.nan) for name, made in views.items()}
+    seen = np.concatenate([d[np.isfinite(d)] for d in depths.values()])
+    near, far = np.percentile(seen, (2, 98)) if len(seen) else (scene.near, scene.far)  # one scale for all
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
@@ -256,16 +281,17 @@ def views_figure(
     axes[0, 0].imshow(photograph)
     axes[0, 0].set_title("photograph", fontsize=9)
     for place, (name, run) in enumerate(shown.items(), 1):
-        made = rendered(run.trained(), scene, place_of)
+        made = views[name]
         error = np.abs(made.colour.numpy().clip(0, 1) - photograph).mean(-1)
         axes[0, place].imshow(made.colour.numpy().clip(0, 1))
         axes[0, place].set_title(f"{name}\n{run.final['view_psnr'][view]:.1f} dB", fontsize=9)
-        depth = np.where(made.opacity.numpy() > 0.5, made.depth.numpy(), np.nan)
-        axes[1, place].imshow(depth, cmap="viridis")
+        shaded = axes[1, place].imshow(depths[name], cmap="viridis", vmin=near, vmax=far)
+        if not np.isfinite(depths[name]).any():
+            axes[1, place].text(0.5, 0.5, "no pixel is\nhalf opaque", ha="center", va="center", fontsize=8, transform=axes[1, place].transAxes)
         shade = axes[2, place].imshow(error, cmap="magma", vmin=0, vmax=0.3)
-    for row, words in ((1, "depth\n(dark: near)"), (2, "mean absolute error")):
+    for row, words, scale, extend in ((1, "depth", shaded, "both"), (2, "mean absolute error", shade, "max")):
         axes[row, 0].text(0.5, 0.5, words, ha="center", va="center", fontsize=9, transform=axes[row, 0].transAxes)
-    figure.colorbar(shade, ax=axes[2, 0], location="bottom", shrink=0.9, extend="max").ax.tick_params(labelsize=8)
+        figure.colorbar(scale, ax=axes[row, 0], location="bottom", shrink=0.9, extend=extend).ax.tick_params(labelsize=8)
     figures._title(figure, title)
     return figure
 
@@ -283,10 +309,11 @@ def path_of(
     scene,  # Scene
     frames: int = 24,
 ) -> torch.Tensor:  # (frames, 3, 4) camera to world
-    "A turntable at the cameras' mean distance from the origin, or a spiral (with the focus of nerf-pytorch) where they look one way."
-    poses = scene.poses.float()
-    if poses[:, :, 2].mean(0).norm() < 0.7:
-        return orbit(poses[:, :, 3].norm(dim=-1).mean().item(), frames)
+    "A turntable around what the cameras look at, at their mean distance from it, or a spiral (with the focus of nerf-pytorch) where they look one way."
+    poses, centre = scene.poses.float(), meeting_point(scene.poses)
+    if poses[:, :, 2].mean(0).norm() < 0.7 and centre is not None:
+        radius = (scene.poses[:, :, 3] - torch.from_numpy(centre)).norm(dim=-1).mean().item()
+        return orbit(radius, frames, centre=centre.tolist())
     return spiral(poses, 1 / (0.25 / (0.9 * scene.near) + 0.75 / (5 * scene.far)), frames)
 
 
@@ -309,7 +336,7 @@ LENGTHS = (300, 1_500, 6_000)  # steps; the last is the laptop's
 
 def search(
     scene: str = "lego",
-    seeds: int | None = None,  # None: the laptop's
+    seeds: int | list | None = None,  # None: the laptop's
 ) -> dict:  # (problem, steps) -> [RunConfig], methods first
     "The runs that look for the smallest problem on which the order of the optimizers is stable."
     pairs = pairs_of("laptop", [scene], seeds)
@@ -405,11 +432,13 @@ def at_rates(
     seeds: Iterable[int] = (100, 101, 102),  # none of the search
     scene: str = "lego",
     warmup: int = 0,  # steps over which the rate rises from 0
+    data: str = "blender",  # one of SCENES, which decides the schedules
+    network: str = "Gaussian",  # one of NETWORKS
 ) -> dict:  # (recipe, rate) -> [RunConfig]
     "Runs of the smaller problem at 1,500 steps, with these rates."
     more = {"lr_warmup": warmup} if warmup else {}
     problem = next(iter(PROBLEMS.values()))
-    base = {recipe: configs("laptop", "blender", "Gaussian", (recipe,), [(scene, seed) for seed in seeds], steps=1_500, **problem) for recipe in rates}
+    base = {recipe: configs("laptop", data, network, (recipe,), [(scene, seed) for seed in seeds], steps=1_500, **problem) for recipe in rates}
     return {(recipe, rate): [replace(c, options=c.options | {"lr": rate} | more) for c in base[recipe]] for recipe, own in rates.items() for rate in own}
 
 # %% ../nbs/42_radiance.ipynb #c17d559f
@@ -437,8 +466,8 @@ def rates_figure(
         values = [[_value(r, "train_psnr") for r in runs[recipe, rate]] for rate in rates]
         name, look = next(iter(by_recipe(runs[recipe, rates[0]]))), figures.style(recipe, {})
         axes[0, 0].plot(rates, [np.mean(v) for v in values], label=name, color=look["color"], linestyle=look["linestyle"])
-        for rate, own in zip(rates, values):
-            axes[0, 0].plot([rate] * len(own), own, "o", color=look["color"], markersize=3.5)
+        for own in zip(*values):  # a seed
+            axes[0, 0].plot(rates, own, marker="o", color=look["color"], markersize=4, markerfacecolor="white" if "mended" in recipe else look["color"], linewidth=0.5, alpha=0.8)
     axes[0, 0].set(xscale="log", xlabel="learning rate at the start", ylabel="PSNR of training rays (dB)")
     axes[0, 0].legend(fontsize=8)
     figures._title(figure, title)
@@ -450,7 +479,7 @@ FACTORS = dict(zip(PROBLEMS, ((0.01, 0.05, 0.25), (0.01, 0.05))))  # problem -> 
 
 def at_factors(
     scene: str = "lego",
-    seeds: int | None = None,  # None: the laptop's
+    seeds: int | list | None = None,  # None: the laptop's
 ) -> dict:  # (problem, factor) -> [RunConfig], methods first
     "The search's longest runs, with one factor for all methods."
     longest = {problem: own for (problem, steps), own in search(scene, seeds).items() if steps == LENGTHS[-1]}
@@ -485,3 +514,7 @@ def factors_figure(
     axes[0, 0].legend(fontsize=8)
     figures._title(figure, title)
     return figure
+
+# %% ../nbs/42_radiance.ipynb #0e7e7587
+ENCODED = {"data": "llff", "network": "ReLU-PE", "scene": "fern"}
+ENCODED_GRID = {"adam/released": (3e-4, 1e-3, 3e-3, 1e-2), "esgd/released": (0.03, 0.1, 0.3, 1.0), "esgd/mended": (0.03, 0.1, 0.3, 1.0)}

@@ -268,7 +268,7 @@ def product(
 
 # %% ../nbs/23_render.ipynb #2a326042
 class _Bell(torch.autograd.Function):
-    "exp(-z^2 / 2 sigma^2) in three passes over memory where autograd's own takes eleven; differentiable as often as one likes."
+    "exp(-z^2 / 2 sigma^2) in six passes over memory, forward and back, where autograd's own takes eleven; differentiable as often as one likes."
 
     @staticmethod
     def forward(ctx, z, c, k): # c, k: the Gaussian's, 2^(c z^2) and sigma^-2
@@ -418,6 +418,7 @@ class RadianceField(nn.Module):
         if rule not in RULES: raise ValueError(f"RadianceField was given rule={rule!r}: pass 'left' or 'midpoint'.")
         self.field, self.near, self.far, self.samples, self.inverse_depth = field, near, far, samples, inverse_depth
         self.last = last or ("infinite" if background is None else "far")
+        if self.last == "far" and far == math.inf: raise ValueError(f"RadianceField was given far=inf and {'a background' if last is None else 'last=' + repr(last)}, but nothing is seen behind an interval without an end; give a finite far, or last='infinite', in which a background shows nowhere.")
         self.rule, self.density_noise, self.ndc = rule, density_noise, ndc
         self.register_buffer("background", self._colour_of(background, next(field.parameters(), torch.empty(0))), persistent=False)
 
@@ -446,6 +447,8 @@ def inputs(self,
 ) -> Tensor: # (B, 9 + N), or (B, 9 + 2 N) with noise: origin, direction, unit viewing direction, depths, noise
     "All that a ray's colour depends on besides the parameters, drawn here once for all derivatives of a step."
     if origins.dim() != 2 or origins.shape != directions.shape or origins.shape[-1] != 3 or not len(origins): raise ValueError(f"RadianceField was given origins of shape {tuple(origins.shape)} and directions of shape {tuple(directions.shape)}: pass (B, 3) twice, B >= 1.")
+    like = next(self.field.parameters(), origins)
+    origins, directions = origins.to(like.dtype), directions.to(like.dtype)  # a Scene keeps its cameras in float64
     views = F.normalize(directions, dim=-1)
     if self.ndc is not None: origins, directions = self.ndc.rays(origins, directions)
     depths = sample_depths(len(origins), self.samples, self.near, self.far, self.inverse_depth, generator, origins.device, origins.dtype)

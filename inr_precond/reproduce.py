@@ -6,9 +6,10 @@
 __all__ = ['SCALES', 'BatchError', 'closest', 'discover', 'accepted_parameters', 'literal', 'assign', 'digest', 'source_hash',
            'library_hash', 'data_hashes', 'given_paths', 'run_hashes', 'records_hash', 'before_execution',
            'after_execution', 'why', 'read_state', 'data_setting', 'records_setting', 'start_notebook', 'stop_notebook',
-           'failure', 'Display', 'active_runs', 'Job', 'recall', 'machine', 'Execution', 'gather', 'judge', 'run_batch',
-           'may_start', 'side_by_side', 'only_batch', 'disk_sentence', 'arguments', 'check_common', 'given_parameters',
-           'notebooks_folder', 'prepare', 'show_list', 'summary', 'verdict_lines', 'stoppable', 'main']
+           'failure', 'Display', 'active_runs', 'Job', 'recall', 'now', 'machine', 'Execution', 'gather', 'judge',
+           'run_batch', 'may_start', 'side_by_side', 'only_batch', 'disk_sentence', 'arguments', 'check_common',
+           'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary', 'verdict_lines', 'stoppable',
+           'main']
 
 # %% ../nbs/33_reproduce.ipynb #e7a58103
 import argparse
@@ -328,6 +329,8 @@ def recall(job, out):
         job.seconds, job.error, job.finished, job.provenance = (state.get(k) for k in ("seconds", "error", "finished", "provenance"))
 
 # %% ../nbs/33_reproduce.ipynb #ba1bdf7f
+def now(): return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
 def machine():
     "What the numbers depend on besides the code: machine, versions, commit."
     def version(name):
@@ -337,7 +340,7 @@ def machine():
 
     from inr_precond import runs
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return {"written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"), "cpu": runs.processor(), "cores": runs.default_workers([]), "threads": "one a process",
+    return {"written": now(), "cpu": runs.processor(), "cores": runs.default_workers([]), "threads": "one a process",
             "gpu": ", ".join(gpus) or None, "system": f"{platform.system()} {platform.machine()}", **runs.commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in ("inr_precond", "torch", "numpy", "papermill")}}}
 
@@ -362,7 +365,7 @@ class Execution:
         job.status, job.error = ("ran", None) if status == 0 and record else ("failed", failure(self.target, self.log, status))
         if status == 0 and not record: job.error = f"it ended without writing a sound experiments/{job.name}.json; its last cell has to call Experiment.finish"
         if job.status == "ran": self.parts |= after_execution(self.out, record, job.parameters); self.log.unlink(missing_ok=True)
-        job.seconds, job.finished, job.provenance = round(time.monotonic() - self.began, 1), self.provenance["written"], self.provenance
+        job.seconds, job.finished, job.provenance = round(time.monotonic() - self.began, 1), now(), self.provenance
         save(self.out / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": self.parts}, indent=1))
 
 # %% ../nbs/33_reproduce.ipynb #430ab934
@@ -370,6 +373,7 @@ def gather(jobs, out, scale, provenance):
     "Write `metrics.json`, `metrics.csv`, `claims.json` and `report.html` from what there is now."
     import csv
     import io
+    provenance = {**provenance, "written": now()}  # the batch took it when it began
     collected, table = {}, io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["experiment", "metric", "value"])
@@ -416,7 +420,7 @@ def run_batch(jobs, out, scale, force=False, display=None, at_once=1, slots=None
                 display.show(", ".join(map(str, running)), active_runs(out))
                 time.sleep(.5)
     except KeyboardInterrupt:
-        display.say("Stopping: runs write their checkpoints, then the report is written.")
+        display.say("Stopping: runs write their checkpoints, then the claims are judged and the report is written, which can take a minute.")
         for e in running: e.child.stdin.close(); e.job.status = "interrupted"  # all at once, then wait for each
         for e in running: stop_notebook(e.child)
         gather(jobs, out, scale, provenance)

@@ -200,8 +200,8 @@ def evaluated_views(
     scene,  # Scene of chapter 22
     count: int = 0,  # at most; 0: all
 ) -> list:  # indices among the scene's views
-    "The held-out views of an evaluation, evenly spaced."
-    held_out = list(scene.split["test"])
+    "The held-out views of an evaluation, evenly spaced: of the test part, or of `val` where there is none."
+    held_out = list(scene.split.get("test") or scene.split["val"])
     return [held_out[k] for k in torch.linspace(0, len(held_out) - 1, min(count or len(held_out), len(held_out))).round().long().tolist()]
 
 # %% ../nbs/30_train.ipynb #ee7d7c21
@@ -212,7 +212,7 @@ class RadianceTask:
 
     def __init__(
         self,
-        scene,  # Scene of chapter 22, whose split has "train" and "test"
+        scene,  # Scene of chapter 22, whose split has "train" and "test" (or "val")
         rows: Callable,  # (origins (B, 3), directions (B, 3), generator or None) -> inputs (B, k), as RadianceField.inputs
         batch_size: int = 2048,  # rays a step; more than there are pixels means all of them
         test_views: int = 0,  # held-out views of an evaluation, evenly spaced; 0: all
@@ -223,9 +223,9 @@ class RadianceTask:
     ):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; a positive integer is accepted: the paper uses 2,048 rays.")
-        lacking = [part for part in ("train", "test") if part not in scene.split]
+        lacking = [parts[0] for parts in (("train",), ("test", "val")) if not any(part in scene.split for part in parts)]
         if lacking:
-            raise ValueError(f"scene {scene.name!r} has no views for {' and '.join(lacking)}; a training needs both parts of the split.")
+            raise ValueError(f"scene {scene.name!r} has no views for {' and '.join(lacking)}; a training needs both, so name them in the file of its cameras ({' and '.join(f'{part}_filenames' for part in lacking)}), or load it with holdout='last'.")
         train, self.rows, self.chunk = scene.subset("train"), rows, chunk
         self.height, self.width = scene.height, scene.width
         self.inputs = torch.cat([train.poses.flatten(1), train.intrinsics], 1).to(device=device, dtype=dtype)  # cameras (n, 16)

@@ -26,8 +26,8 @@ from .shapes import Rays, _check_whole, _vertex_normals, _write, load_shape
 
 # %% auto #0
 __all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF',
-           'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'scene_names', 'default_scene', 'load_scene',
-           'background_of', 'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
+           'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'meeting_point', 'scene_names', 'default_scene',
+           'load_scene', 'background_of', 'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
 
 # %% ../../nbs/22_scenes.ipynb #95edeb7b
 class _Views:
@@ -115,6 +115,10 @@ class Scene(_Views):
         if "|" in self.recipe and self.recipe.rsplit("|", 1)[1] != _seal(self): set("recipe", "")  # of another scene: `replace` copies every field
 
     def __len__(self): return len(self.images)
+
+    def __repr__(self):
+        parts = ", ".join(f"{len(views)} {part}" for part, views in self.split.items())
+        return f"Scene({self.name!r}: {len(self)} views of {self.height} x {self.width} ({parts}), depths {self.near:g} to {self.far:g})"
 
     @property
     def height(self) -> int: return self.images.shape[1]
@@ -442,6 +446,7 @@ def _frames(path):
         intrinsics.append(fractions); sizes.append(size)
         bent |= _distorts({**meta, **frame}, where)
     twice = next((i for i, file in enumerate(files) if file in files[:i]), None) if len(set(files)) < len(files) else None
+    if any(frame.get("mask_path") for frame in frames): warnings.warn(f"{path} has masks (mask_path), which are ignored: every pixel is trained on. Where the masked parts must not count, give pictures with an alpha channel.", stacklevel=5)
     if bent: warnings.warn(f"{path} has lens distortion, which is ignored; undistort the pictures where their borders matter.", stacklevel=5)
     if twice is not None: raise ValueError(f"frame {twice} of {path} names the picture {files[twice].name}, which frame {files.index(files[twice])} names too; a picture has one camera, so remove one of them.")
     return dict(files=files, poses=np.stack(poses), intrinsics=np.array(intrinsics), sizes=np.array(sizes)), meta
@@ -475,12 +480,20 @@ def _named(meta, key, path):
     if strange: raise ValueError(f"{path} names {strange[0]!r} in {key}, and no frame has this file_path (the first has {next(iter(frames))!r}); correct the name, or add its frame.")
     return sorted({frames[name] for name in names})
 
-def _depths_of_meeting(poses, path):
-    "(near, far) around the point that is nearest to all optical axes."
+def meeting_point(
+    poses,  # (n, 3, 4) camera to world, array or tensor
+):  # (3,) float64 array; None where the axes are nearly parallel
+    "The point with the least sum of squared distances to all optical axes: what cameras around an object look at."
+    poses = np.asarray(poses, np.float64)
     axis, c = poses[:, :, 2], poses[:, :, 3]
     across = np.eye(3) - axis[:, :, None] * axis[:, None, :]
     A = across.mean(0)
-    depths = np.zeros(1) if np.linalg.eigvalsh(A)[0] < 1e-2 else np.einsum("ni,ni->n", c - np.linalg.solve(A, np.einsum("nij,nj->i", across, c) / len(c)), axis)
+    return None if np.linalg.eigvalsh(A)[0] < 1e-2 else np.linalg.solve(A, np.einsum("nij,nj->i", across, c) / len(c))
+
+def _depths_of_meeting(poses, path):
+    "(near, far) around the point that is nearest to all optical axes."
+    meeting = meeting_point(poses)
+    depths = np.zeros(1) if meeting is None else np.einsum("ni,ni->n", poses[:, :, 3] - meeting, poses[:, :, 2])
     if not depths.min() > 0: raise ValueError(f"{path} does not say between which depths the scene lies, and its cameras do not look at one place; give bounds=(near, far), in the units of its poses.")
     return .25 * float(depths.min()), 2 * float(depths.max())
 

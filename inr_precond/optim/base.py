@@ -229,9 +229,9 @@ def _from_autograd(self, closure, params, due):
         if all(g is None for g in grads): raise RuntimeError("the closure's loss does not depend on any parameter of this optimizer, so there is nothing to differentiate; return the loss of the model that the optimizer was made for, without detaching it")
     else:
         grads = [p.grad for p in params]
-        if all(g is None for g in grads): raise RuntimeError("no parameter has a gradient; call loss.backward(create_graph=opt.needs_graph()) before step(), or give step() a closure that returns the loss")
+        if all(g is None for g in grads): raise RuntimeError("no parameter has a gradient; call loss.backward(create_graph=opt.needs_graph()) before step(), or give step() a closure that returns the loss without differentiating it")
         if due and not any(g is not None and g.requires_grad for g in grads):
-            raise RuntimeError("this step updates the curvature, but the gradient was computed without its graph; write loss.backward(create_graph=opt.needs_graph()), or give step() a closure that returns the loss")
+            raise RuntimeError("this step updates the curvature, but the gradient was computed without its graph; write loss.backward(create_graph=opt.needs_graph()), or give step() a closure that returns the loss without differentiating it")
     if any(g is not None and g.is_sparse for g in grads): raise RuntimeError("a gradient is sparse, but this optimizer takes dense gradients; use an embedding with sparse=False")
     return loss, [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params)]
 
