@@ -517,4 +517,4 @@ def factors_figure(
 
 # %% ../nbs/42_radiance.ipynb #0e7e7587
 ENCODED = {"data": "llff", "network": "ReLU-PE", "scene": "fern"}
-ENCODED_GRID = {"adam/released": (3e-4, 1e-3, 3e-3, 1e-2), "esgd/released": (0.03, 0.1, 0.3, 1.0), "esgd/mended": (0.03, 0.1, 0.3, 1.0)}
+ENCODED_GRID = {"adam/released": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1), "esgd/released": (0.03, 0.1, 0.3, 1.0), "esgd/mended": (0.03, 0.1, 0.3, 1.0)}

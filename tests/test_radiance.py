@@ -19,7 +19,7 @@ from inr_precond.data.scenes import Scene, fingerprint, sphere_poses
 from inr_precond.optim import ESGD, Adam
 from inr_precond.render import NeRFField, RadianceField, camera_rays, render_view
 from inr_precond.runs import RunConfig, RunError, record, recorded, run, sweep
-from inr_precond.train import GraphStep, RadianceTask, Trainer, stream
+from inr_precond.train import GraphStep, RadianceTask, Trainer, evaluated_views, stream
 
 SMALL = {"task": "radiance", "scene": "knot", "view_size": 16, "test_views": 2, "samples": 8, "batch_size": 64, "sigma": .3, "density_bias": -2., "hidden_features": 16, "num_layers": 3, "steps": 60, "evaluations": 3}
 
@@ -107,6 +107,13 @@ def test_a_batch_size_that_is_none_is_refused(wrong):
 def test_a_scene_without_held_out_views_is_refused():
     with pytest.raises(ValueError, match="has no views for test"):
         RadianceTask(dataclasses.replace(numbered(), split={"train": range(5)}), rays_alone)
+
+
+def test_a_scene_with_validation_views_alone_is_evaluated_on_them():
+    "A nerfstudio file that names pictures for train and val: a bare KeyError 'test' once the training had begun."
+    scene = dataclasses.replace(numbered(), split={"train": range(3), "val": (3, 4)})
+    assert evaluated_views(scene) == [3, 4] and evaluated_views(dataclasses.replace(scene, split={"train": range(3), "val": (3,), "test": (4,)})) == [4]
+    RadianceTask(scene, rays_alone)
 
 
 def test_the_evaluation_against_pixels_one_by_one():
@@ -378,6 +385,7 @@ def test_without_data_the_knot_takes_the_place(monkeypatch, tmp_path):
     monkeypatch.setenv("INR_PRECOND_DATA", str(tmp_path))
     assert [radiance.scenes_of(data, "full") for data in radiance.SCENES] == [["knot"]] * 3 and radiance.scenes_of("llff", "full", "fern, a/b") == ["fern", "a/b"]
     assert radiance.pairs_of("laptop", ["a", "b"]) == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("a", 4), ("b", 5)]
+    assert radiance.pairs_of("laptop", ["a", "b", "c"], [3, 7]) == [("a", 3), ("a", 7), ("b", 8), ("c", 9)]  # a list of seeds, which the batch accepts, was a TypeError
 
 
 def test_the_mean_colour_is_worth_what_it_is(finished):

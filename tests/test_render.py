@@ -480,8 +480,22 @@ def test_last_and_rule_change_what_they_say():
     assert not torch.allclose(colour(rule="midpoint", last="far"), colour(last="far"))
     model = RadianceField(tiny(), 2., 6., 6)
     assert (model.render(model.inputs(o, d)).opacity - 1).abs().max() < 1e-14  # a density that is nowhere zero, and no end
-    far = RadianceField(tiny(), 1., math.inf, 6, inverse_depth=True, background="white")
+    far = RadianceField(tiny(), 1., math.inf, 6, inverse_depth=True, background="white", last="infinite")
     assert torch.isfinite(far(far.inputs(o, d, seeded()))).all()
+
+
+def test_a_background_behind_an_interval_without_an_end_is_refused():
+    "White asked for behind a last interval that reaches to infinity: opacity 1 everywhere, and no white to be seen."
+    for options in ({"background": "white"}, {"last": "far"}):
+        with pytest.raises(ValueError, match="give a finite far, or last='infinite'"): RadianceField(tiny(), 1., math.inf, 6, inverse_depth=True, **options)
+
+
+def test_rays_of_a_scene_in_float64_meet_a_field_in_float32():
+    "A Scene keeps its cameras in float64; torch's own word for it is that matrices must have the same dtype."
+    o, d = rays_of()
+    model = RadianceField(tiny(), 2., 6., 6).float()
+    rows = model.inputs(o.double(), d.double())
+    assert rows.dtype is torch.float32 and torch.equal(model(rows), model(model.inputs(o.float(), d.float())))
 
 
 def test_the_background_goes_where_the_model_goes():

@@ -190,6 +190,18 @@ def test_a_notebook_that_was_not_selected_is_not_called_unchanged(place):
     assert (found["a"]["status"], found["b"]["status"]) == ("unchanged", "earlier") and found["b"]["finished"]
 
 
+def test_times_are_those_of_the_end(place, monkeypatch):
+    "The report's 'end' of a notebook and its 'Written' were the moment at which the batch, or the notebook, had begun."
+    clock = iter(range(10_000))
+    monkeypatch.setattr(reproduce, "now", lambda: f"{next(clock):05}")
+    notebook(place / "nbs", "a", "finish('a')"); notebook(place / "nbs", "b", "finish('b')")
+    assert batch() == 0
+    found = json.loads(Path("results/smoke/metrics.json").read_text())
+    ends = {name: int(entry["finished"]) for name, entry in found["experiments"].items()}
+    began = {name: int(entry["provenance"]["written"]) for name, entry in found["experiments"].items()}
+    assert all(ends[name] > began[name] for name in ends) and int(found["provenance"]["written"]) > max(ends.values())
+
+
 SOUND = {"name": "a", "status": "ran", "seconds": 1.0, "error": None, "finished": "then", "provenance": {}, "parts": {}}
 RECORD = {"name": "a", "title": "T", "paper": "P.", "note": "", "figures": [], "tables": [], "metrics": {}, "runs": [], "data": [], "verdict": None}
 
