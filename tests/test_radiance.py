@@ -485,7 +485,7 @@ def test_the_search_ends_at_the_laptops_plan():
 def test_the_views_are_drawn(finished):
     config, done = finished
     drawn = radiance.views_figure({"ESGD released": [done]}, "a title")
-    assert len(drawn.axes) == 3 * 2 + 1 and "dB" in drawn.axes[1].get_title()
+    assert len(drawn.axes) == 3 * 2 + 2 and "dB" in drawn.axes[1].get_title()
     last = radiance.views_figure({"ESGD released": [done]}, view=1)  # the second evaluated view is the last of sixteen, not the second
     photograph = config.data().subset("test").images[15].numpy() / 255
     assert np.array_equal(last.axes[0].images[0].get_array(), photograph) and f"{done.final['view_psnr'][1]:.1f} dB" in last.axes[1].get_title()
