@@ -171,7 +171,7 @@ def remarks(configs: Iterable[RunConfig]) -> str:
         words.append("LPIPS is absent (NaN) where a side of the pictures is below 31 pixels, which AlexNet needs.")
     return "".join(f"\n{sentence}" for sentence in words)
 
-
+# %% ../nbs/42_radiance.ipynb #24b93636
 def setting_words(
     configs: Iterable[RunConfig],  # of one network
     network: str,  # one of NETWORKS
