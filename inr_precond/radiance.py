@@ -6,7 +6,7 @@
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
            'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'FACTORS', 'ENCODED', 'ENCODED_GRID', 'published', 'rate_of',
            'Setting', 'available', 'scenes_of', 'remarks', 'setting_words', 'pairs_of', 'configs', 'by_recipe',
-           'baseline', 'baselines', 'comparison', 'views_figure', 'rendered', 'path_of', 'film', 'search',
+           'baseline', 'baselines', 'comparison', 'shown', 'views_figure', 'rendered', 'path_of', 'film', 'search',
            'search_table', 'search_figure', 'at_rates', 'best_rates', 'rates_figure', 'at_factors', 'factors_figure']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
@@ -254,6 +254,17 @@ def comparison(
         lines.append(line | {f"published {k}": np.nan if facts is None else facts[k] for k in PUBLISHED})
     lines += [{"scene": scene, "method": "mean colour", "held-out PSNR (dB)": value} for scene, value in baselines.items()]
     return pd.DataFrame(lines).set_index(["scene", "method"])
+
+
+def shown(
+    table,  # of comparison
+):  # DataFrame of words, one column a scene and method
+    "The table as it is read: steps whole, decibels with two decimals, the rest with three; an empty cell where there is no number."
+    def form(name):
+        digits = 0 if "steps" in name or "iterations" in name else 1 if "seconds" in name else 2 if "psnr" in name.lower() else 3
+        return lambda value: "" if value != value else f"{value:,.{digits}f}"
+
+    return table.apply(lambda column: column.map(form(column.name))).T
 
 # %% ../nbs/42_radiance.ipynb #63335a74
 def views_figure(

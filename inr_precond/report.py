@@ -286,7 +286,8 @@ def _told(verdicts, claim):
     for form in dict.fromkeys(row["form"] for row in own):
         batch, kept = (next((row for row in own if row["form"] == form and (row["basis"] == RECORDS) == recorded), None) for recorded in (False, True))
         row = kept if kept and not (batch and batch["verdict"] in (REPRODUCED, REJECTED)) else batch
-        lines.append(f'{text(form)} {badge(row["verdict"])}' + ' <span class="dim">on recorded runs</span>' * (row is kept))
+        of = f' of {", ".join(row["signals"])}' if 0 < len(row.get("signals") or ()) <= 4 else ""  # a row of the paper may show other signals than those that were judged
+        lines.append(f'{text(form)} {badge(row["verdict"])}' + f' <span class="dim">on recorded runs{text(of)}</span>' * (row is kept))
     name = f"<code>{text(claim)}</code>"
     return f'<a href="#claim-{slug(claim)}">{name}</a>: ' + ", ".join(lines) if any(row["verdict"] != NOT_RUN for row in own) else f"{name}: not run" * bool(own)
 

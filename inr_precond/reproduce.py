@@ -162,7 +162,7 @@ def after_execution(out, record, parameters):
 def why(path, parameters, out):
     "Why a notebook has to be executed, in a few words; an empty string where nothing has changed."
     state, record = read_state(out, path.stem), read_record(out, path.stem)
-    if not state: return "not run before"
+    if not state: return "it was interrupted" if (Path(out) / "notebooks" / path.name).is_file() else "not run before"
     if state.get("status") != "ran" or record is None: return "it failed before" if state.get("status") == "failed" else "it was interrupted"
     parts, now = state.get("parts", {}), before_execution(path, parameters)
     for part, words in (("source", "the notebook changed"), ("parameters", "the parameters changed"), ("library", "the library changed")):

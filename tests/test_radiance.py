@@ -411,6 +411,9 @@ def test_the_table_beside_the_published_one(finished):
     half = figures.measure({"Adam": [made_up("adam/released", s, 20.) for s in (0, 1)], "ESGD released": [made_up("esgd/released", 0, 25.), made_up("esgd/released", 1, 15.)]})
     assert math.isnan(radiance.comparison(5, half, {}).loc[("lego", "ESGD released"), "seconds to it, whole steps"])  # one of two never arrived
     assert table.loc[("lego", "ESGD released"), "steps to Adam's"] == pytest.approx(24_000) and math.isnan(table.loc[("lego", "ESGD mended"), "steps to Adam's"]) and table.loc[("lego", "mean colour"), "held-out PSNR (dB)"] == 11.
+    shown = radiance.shown(table)  # as read: catches steps with decimals, and NaN in a cell that holds nothing
+    assert shown.loc["steps to Adam's", ("lego", "ESGD released")] == "24,000" and shown.loc["published iterations", ("lego", "ESGD released")] == "80" and shown.loc["published psnr", ("lego", "Adam")] == "25.37"
+    assert shown.loc["steps to Adam's", ("lego", "ESGD mended")] == "" and shown.loc["held-out PSNR (dB)", ("lego", "mean colour")] == "11.00"
 
 
 def test_methods_are_called_by_their_recipe():

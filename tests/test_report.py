@@ -295,4 +295,5 @@ def test_a_row_takes_the_longer_runs_where_the_batch_decides_nothing(tmp_path):
     told = lambda *rows: report._told(rows, "esgd-nerf")
     assert "not reproduced" in told({**batch, "verdict": "undecided at this scale"}, kept) and "on recorded runs" in told({**batch, "verdict": "undecided at this scale"}, kept)
     assert "not reproduced" not in told(batch, kept) and "on recorded runs" not in told(batch, kept)
+    assert "on recorded runs of lego<" in told({**batch, "verdict": "not run"}, {**kept, "signals": ["lego"]})  # beside a table of other scenes: catches their row with lego's verdict and no word of it
     assert "on recorded runs" in told({**batch, "verdict": "not run"}, kept) and "href" not in told({**batch, "verdict": "not run"}) and told() == ""
