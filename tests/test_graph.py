@@ -2,11 +2,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from inr_precond.curvature import Problem
-from inr_precond.inr import INR, Gaussian
+from inr_precond.inr import INR, Gaussian, PositionalEncoding, ReLU
 from inr_precond.optim import ESGD, KFAC, SGD, AdaHessian, Adam, GaussNewton, Shampoo
-from inr_precond.train import GraphStep, ImageTask, Trainer, cuda_graph, lr_factor, stream, taped
+from inr_precond.render import NeRFField, RadianceField
+from inr_precond.train import Dials, GraphStep, ImageTask, Trainer, cuda_graph, lr_factor, stream, taped
 
 RECORDERS = [pytest.param((taped, "cpu"), id="taped"), pytest.param((cuda_graph, "cuda"), id="cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")])]
 MEMBERS = {
@@ -178,6 +181,54 @@ def test_a_step_that_reads_the_device_is_refused(recorder):
         step(problem)
     clock = optimizer._cohorts()[0]
     assert (clock.t, clock.k, clock.dial, optimizer.drawn) == (1, 1, None, None)
+
+
+class Aboard(TorchDispatchMode):
+    "Stands for a recording by CUDA: an operation that sees a tensor on the host is refused."
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        if any(torch.is_tensor(t) and t.device.type == "cpu" for t in tree_leaves((args, kwargs, result))):
+            raise RuntimeError(f"{op} has a tensor on the host")
+        return result
+
+
+MODELS = {
+    "picture": (lambda: INR(2, 3, 16, 3, Gaussian(0.1)), 2, 3, "mse"),
+    "shape": (lambda: INR(3, 1, 16, 3, ReLU(), PositionalEncoding(3, 4)), 3, 1, "bce"),
+    "radiance": (lambda: RadianceField(NeRFField(3, 16, Gaussian(0.1), skips=(2,), colour_features=8, view_encoding=PositionalEncoding(3, 2)), 2.0, 6.0, 8, background="white"), 9 + 8, 3, "mse"),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_recorded_step_touches_the_device_alone(monkeypatch, name, model):
+    "On torch's device without memory, which refuses every number that is read from it: catches a constant made on the host and copied in each step, which a CUDA graph cannot hold and the CPU's recorder does not see."
+    make, inputs, outputs, loss = MODELS[model]
+    network, x, y = make().to("meta"), torch.empty(32, inputs, device="meta"), torch.empty(32, outputs, device="meta")
+    params = list(network.parameters())
+    optimizer = MEMBERS[name](params)
+    optimizer.step(Problem(network, x, y, loss)) if not optimizer.uses_hvp else None
+    made = []
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, lambda *a, name=name, **k: made.append(name))
+    monkeypatch.setattr(torch.Tensor, "new_tensor", lambda *a, **k: made.append("new_tensor"))
+    for _ in range(8):
+        cohorts = optimizer._cohorts()
+        for c in cohorts:
+            c.dial = Dials(x.device, torch.float32, 8)
+        optimizer.drawn = [torch.empty_like(p) for p in params] if optimizer.needs_graph() else None
+        with Aboard():
+            optimizer.step(Problem(network, x, y, loss))
+    assert not made
+
+
+def test_what_stands_for_cuda_refuses_the_host():
+    "Catches a stand-in that lets everything pass."
+    on_device = torch.empty(3, device="meta")
+    for work in (lambda: on_device * torch.tensor(3.0), lambda: on_device * torch.ones(3).to("meta"), lambda: on_device.sum().item(), lambda: on_device[on_device > 0]):
+        with Aboard(), pytest.raises((RuntimeError, NotImplementedError)):
+            work()
 
 
 @pytest.mark.parametrize("make", [lambda m: Shampoo(m.parameters()), KFAC, GaussNewton, lambda m: torch.optim.Adam(m.parameters())])
