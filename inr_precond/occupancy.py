@@ -73,10 +73,11 @@ def table_of(recipes: Iterable[str] = COSTS):  # DataFrame: a row a method and a
 def shapes_of(
     scale: str,  # one of SETTINGS
     shape: str | None = None,  # names or paths, separated by commas; None: the paper's where the data has them, else the embedded knot
-) -> list:  # at most as many as the scale has
+) -> list:  # the named ones, or of the others as many as the scale has
     "The shapes of a scale."
-    names = shape.split(",") if shape else list(PAPER) if default_shape() in PAPER else [default_shape()]
-    return [name.strip() for name in names][: SETTINGS[scale].shapes]
+    if shape:
+        return [name.strip() for name in shape.split(",")]
+    return (list(PAPER) if default_shape() in PAPER else [default_shape()])[: SETTINGS[scale].shapes]
 
 
 def pairs_of(

@@ -155,10 +155,11 @@ def scenes_of(
     data: str,  # one of SCENES
     scale: str,  # one of SETTINGS
     scene: str | None = None,  # names or paths, separated by commas; None: the paper's where the data are here, else the embedded knot
-) -> list:  # at most as many as the scale has
+) -> list:  # the named ones, or of the others as many as the scale has
     "The scenes of a dataset at a scale."
-    names = [name.strip() for name in scene.split(",")] if scene else available(SCENES[data]) or ["knot"]
-    return names[: SETTINGS[scale].scenes]
+    if scene:
+        return [name.strip() for name in scene.split(",")]
+    return (available(SCENES[data]) or ["knot"])[: SETTINGS[scale].scenes]
 
 
 def remarks(configs: Iterable[RunConfig]) -> str:

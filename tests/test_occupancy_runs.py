@@ -81,10 +81,10 @@ def test_quick_leaves_out_what_is_expensive_and_full_is_the_papers():
 
 
 def test_shapes_of(monkeypatch):
-    "Catches four names on a machine that has no scan, more shapes than the scale has, and a blank after a comma."
+    "Catches four names on a machine that has no scan, a named shape that is left out without a word, and a blank after a comma."
     monkeypatch.delenv("INR_PRECOND_DATA", raising=False)
     assert occupancy.shapes_of("laptop") == ["trefoil"]
-    assert occupancy.shapes_of("quick", "a.obj, b.obj") == ["a.obj"] and occupancy.shapes_of("laptop", "a.obj, b.obj") == ["a.obj", "b.obj"]
+    assert occupancy.shapes_of("quick", "a.obj, b.obj") == ["a.obj", "b.obj"] and occupancy.shapes_of("laptop", "a.obj, b.obj") == ["a.obj", "b.obj"]
 
 
 def _few(pairs, length=12):  # SGD is ahead at step 100 only; evaluations every hundred steps

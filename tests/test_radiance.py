@@ -383,7 +383,7 @@ def test_full_is_the_papers_setting_and_the_tables_share_runs():
 
 def test_without_data_the_knot_takes_the_place(monkeypatch, tmp_path):
     monkeypatch.setenv("INR_PRECOND_DATA", str(tmp_path))
-    assert [radiance.scenes_of(data, "full") for data in radiance.SCENES] == [["knot"]] * 3 and radiance.scenes_of("llff", "full", "fern, a/b") == ["fern", "a/b"]
+    assert [radiance.scenes_of(data, "full") for data in radiance.SCENES] == [["knot"]] * 3 and radiance.scenes_of("llff", "quick", "fern, a/b") == ["fern", "a/b"]  # named: catches one that is left out without a word
     assert radiance.pairs_of("laptop", ["a", "b"]) == [("a", 0), ("a", 1), ("a", 2), ("a", 3), ("a", 4), ("b", 5)]
     assert radiance.pairs_of("laptop", ["a", "b", "c"], [3, 7]) == [("a", 3), ("a", 7), ("b", 8), ("c", 9)]  # a list of seeds, which the batch accepts, was a TypeError
 
