@@ -12,6 +12,7 @@ __all__ = ['SCHEDULES', 'PRODUCTS', 'STEP_MODES', 'configure_process', 'stream_s
 # %% ../nbs/30_train.ipynb #27f36236
 import contextlib
 import ctypes
+import gc
 import hashlib
 import io
 import math
@@ -503,11 +504,38 @@ class Dials:
                 self.shown[i] = now
 
 
+class _Refusing(TorchDispatchMode):
+    "Refuses what no recording can hold, before CUDA hears of it: a recording that CUDA breaks off leaves its stream current and the device's generator caught in it."
+
+    READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default}
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        masked = op is torch.ops.aten.index.Tensor and any(torch.is_tensor(i) and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+        if op in self.READS or masked:
+            raise RuntimeError("the step waits for a number from the device")
+        to = kwargs.get("device") if op is torch.ops.aten._to_copy.default else args[1].device if op is torch.ops.aten.copy_.default else None
+        if to is not None and torch.device(to).type != args[0].device.type:
+            raise RuntimeError("the step copies between the host and the device")
+        return op(*args, **kwargs)
+
+
 def cuda_graph(work) -> tuple:  # (a function that repeats the work on the device, what work returned)
-    "Record what a function asks of the CUDA device, without doing it."
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
+    "Record what a function asks of the current CUDA device, without doing it."
+    graph, before, collects = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), gc.isenabled()
+    gc.collect()  # an older graph that is freed in the middle would break the recording off
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()), _Refusing():
+            result = work()
+    except RuntimeError:
+        torch.cuda.set_stream(before)
+        with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):  # a whole recording, which takes the generator out of the broken one
+            torch.zeros((), device=before.device)
+        raise
+    finally:
+        if collects:
+            gc.enable()
     return graph.replay, result
 
 # %% ../nbs/30_train.ipynb #d6c7e92f
@@ -516,7 +544,7 @@ def _place(value):
     return value.untyped_storage().data_ptr() if torch.is_tensor(value) and not value._is_zerotensor() else None
 
 
-class _Tape(TorchDispatchMode):
+class _Tape(_Refusing):
     "Notes torch's operations, and the memory that they were given as it was before them."
 
     def __init__(self):
@@ -524,12 +552,10 @@ class _Tape(TorchDispatchMode):
         self.calls, self.before, self.own = [], {}, set()
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if op is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("the step waits for a number from the device")
         for t in (t for t in tree_leaves((args, kwargs)) if _place(t)):
             if _place(t) not in self.own and _place(t) not in self.before:
                 self.before[_place(t)] = (t.untyped_storage(), t.untyped_storage().clone())
-        result = op(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(op, types, args, kwargs)
         self.own |= {_place(t) for t in tree_leaves(result)} - self.before.keys()
         self.calls.append((op, args, kwargs or {}, result))
         return result
@@ -579,17 +605,18 @@ class GraphStep:
             raise ValueError(f"the step of {name} cannot be recorded as a CUDA graph: it decides by numbers on the device or by hooks; take step_mode='eager', or one of SGD, Adam, ESGD, AdaHessian.")
         if record is cuda_graph and device.type != "cuda":
             raise ValueError(f"a CUDA graph was asked for and the parameters are on {str(device)!r}; move the model to a CUDA device, or take step_mode='eager'.")
-        self.optimizer, self.record, self.device, self.known, self.recorded = optimizer, record, device, None, {}
+        self.optimizer, self.record, self.device, self.known, self.recorded, self.model = optimizer, record, device, None, {}, None
 
     def __call__(self, problem: Problem) -> torch.Tensor:  # the loss, detached
         "One step."
         cohorts = self.optimizer._cohorts()
-        known = self.known is not None and self._surroundings(problem, cohorts) == self.known
-        if not known or (problem.inputs.shape, problem.targets.shape) != (self.inputs.shape, self.targets.shape):
-            return self._one_by_one(problem, cohorts, known)
+        kind, known = tuple(c.due for c in cohorts), self.known is not None and self._surroundings(problem, cohorts) == self.known
+        if not known or kind not in self.taken or (problem.inputs.shape, problem.targets.shape) != (self.inputs.shape, self.targets.shape):
+            loss = self._one_by_one(problem, cohorts, known)
+            self.taken.add(kind)  # a kind of step is recorded when it comes again: its kernels and workspaces are there then
+            return loss
         self.inputs.copy_(problem.inputs)
         self.targets.copy_(problem.targets)
-        kind = tuple(c.due for c in cohorts)
         if kind not in self.recorded:
             self.recorded[kind] = self._record(problem, cohorts)
         return self._replay(self.recorded[kind], cohorts)
@@ -598,7 +625,9 @@ class GraphStep:
 @patch_to(GraphStep)
 def _surroundings(self, problem, cohorts):
     "What a recording holds on to: equal as long as it may be repeated."
-    places = [t.data_ptr() for c in cohorts for t in (*c.params, *(c.preconditioner or ()), *(c.root or ()))]
+    if self.model is not problem.model:  # frozen parameters and buffers are read too
+        self.model, self.held = problem.model, [*problem.model.parameters(), *problem.model.buffers()]
+    places = [t.data_ptr() for t in self.held] + [t.data_ptr() for c in cohorts for t in (*c.params, *(c.preconditioner or ()), *(c.root or ()))]
     options = [(k, v) for c in cohorts for k, v in c.group.items() if k not in ("params", "lr", "initial_lr")]
     return [problem.model, problem.loss, self.optimizer.max_grad_norm, cohorts, places, options]
 
@@ -624,7 +653,7 @@ def _one_by_one(self, problem, cohorts, known):
     finally:
         self._dials(cohorts, None)
     if not known:
-        self.recorded, self.known = {}, self._surroundings(problem, cohorts)
+        self.recorded, self.taken, self.known = {}, set(), self._surroundings(problem, cohorts)
         self.inputs, self.targets = torch.empty_like(problem.inputs), torch.empty_like(problem.targets)
         self.params = [p for c in cohorts for p in c.params]
         self.probes = tuple(torch.empty_like(p) for p in self.params) if self.optimizer.uses_hvp else None
@@ -640,8 +669,11 @@ def _record(self, problem, cohorts):
     self._dials(cohorts, dials)
     optimizer.drawn = self.probes if draws else None
     try:
-        replay, loss = self.record(lambda: optimizer.step(standing))
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            replay, loss = self.record(lambda: optimizer.step(standing))
     except RuntimeError as error:
+        for c in cohorts:
+            c.stale = True
         raise RuntimeError(f"the step of {type(optimizer).__name__} on this model could not be recorded ({str(error).splitlines()[0]}); take step_mode='eager'.") from error
     finally:
         self._dials(cohorts, None)

@@ -69,7 +69,7 @@ class ESGD(Diagonal):
         if not self.moving(clock): clock.root = None; return super()._diagonal(clock)
         if clock.stale or clock.root is None: clock.root = kept(clock, clock.root, torch._foreach_sqrt(self.curvature(clock)))
         c, old = clock.number(lambda: math.sqrt(self._correction(clock, clock.k + clock.due, clock.t + 1))), clock.preconditioner
-        P = [torch.div(r, c, out=p) for r, p in zip(clock.root, old)] if old else torch._foreach_div(clock.root, c)
+        P = [torch.div(r, c, out=p) for r, p in zip(clock.root, old or [None] * len(clock.root))]  # one kernel with and without an old P: CUDA's others round 1 / c otherwise, and a resumed run would be another
         torch._foreach_add_(P, clock.group["eps"])
         clock.preconditioner, clock.stale = P, False
         return P
