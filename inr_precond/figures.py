@@ -589,6 +589,7 @@ def _figure(self, figure, name, caption, photo=False, dpi=80):
     "Save `figure` as PNG (130 dpi) and PDF with its caption, and show it in a notebook (photo: as a JPEG)."
     file = self._register("figure", name, caption, ".png")
     figure.savefig(file, dpi=130, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")  # everything has its place now; to find it again for each file is a quarter of the work
     figure.savefig(file.with_suffix(".pdf"), facecolor="white", dpi=130, metadata={"CreationDate": None})
     show(figure, caption, dpi, photo)
 

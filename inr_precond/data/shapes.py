@@ -518,7 +518,8 @@ def _neighbours(flat, group, most=1 << 21):
     times = strips[:, 1] - strips[:, 0] + 1
     of = np.repeat(np.arange(len(flat)), times)
     strip = strips[of, 0] + np.arange(len(of)) - np.repeat(np.cumsum(times) - times, times)
-    cell = np.unique(np.stack([group[of], strip], 1), axis=0, return_inverse=True)[1].ravel()
+    strip -= strip.min(initial=0)
+    cell = np.unique(group[of] * (strip.max(initial=0) + 1) + strip, return_inverse=True)[1]  # one number a cell: rows of two are sorted twenty times slower
     order = np.lexsort((low[of, 0], cell))
     of, cell = of[order], cell[order]
     count = np.searchsorted(4. * cell + low[of, 0], 4. * cell + high[of, 0]) - np.arange(len(of)) - 1
