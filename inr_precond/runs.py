@@ -346,7 +346,12 @@ class Identity:
     @property
     def key(self) -> str:
         "Name of the run's folder: activation, recipe, seed, and 16 hex digits of SHA-256 of the resolved config's canonical JSON."
-        return f"{self.activation}-{self.recipe.replace('/', '-')}-s{self.seed}-{key_hash(self.resolved())}"
+        return f"{self.stem}-{key_hash(self.resolved())}"
+
+    @property
+    def stem(self) -> str:
+        "How the key begins, which needs no data: activation, recipe, seed."
+        return f"{self.activation}-{self.recipe.replace('/', '-')}-s{self.seed}"
 
     def __eq__(self, other):
         return isinstance(other, Identity) and canonical_json(self.explicit()) == canonical_json(other.explicit())
@@ -1043,9 +1048,9 @@ class RecordedRun(Run):
     trained = prediction  # and no network
 
 # %% ../nbs/31_runs.ipynb #36eedb5a
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4096)
 def _records(files: tuple, format: int) -> dict:  # ((path, time, size), ...), FORMAT -> {config: RecordedRun}
-    "The records in these files, read once as long as none changes: a notebook asks many times, and there are thousands."
+    "The records in these files, read once as long as none changes: a notebook asks many times."
     found = {}
     for path, *_ in files:
         with contextlib.suppress(OtherFormat):
@@ -1059,8 +1064,12 @@ def recorded(
     folder=RECORDS,
 ) -> list:  # of RecordedRun, in the order of the configs; those that have no record are left out
     "The records of these configs: equal in every field. Needs no image, so that the lion's curves can be drawn where the lion is absent."
-    found = _records(tuple((str(file), *_stamp(file)) for file in sorted(Path(folder).glob("*.json"))), FORMAT)
-    return [found[config] for config in dict.fromkeys(configs) if config in found]
+    configs, files, found = list(dict.fromkeys(configs)), {}, {}
+    for file in sorted(Path(folder).glob("*.json")):
+        files.setdefault(file.stem.rpartition("-")[0], []).append(file)
+    for stem in {config.stem for config in configs}:  # there are thousands of records, and to check one takes milliseconds
+        found |= _records(tuple((str(file), *_stamp(file)) for file in files.get(stem, ())), FORMAT)
+    return [found[config] for config in configs if config in found]
 
 # %% ../nbs/31_runs.ipynb #63722b31
 def _clock_text(seconds) -> str:

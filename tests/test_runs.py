@@ -1016,6 +1016,15 @@ def test_the_lion(tmp_path):
     assert done.status == "finished" and done.provenance["data"]["name"] == "lion" and 0 < done.final["lpips"] < 2
 
 
+def test_only_records_of_that_name_are_read(finished, small, tmp_path):
+    "Catches thousands of files read for one: seconds in each process that draws a recorded curve. A damaged record of another recipe is none of this question's business; of this one it is."
+    runs.record(finished[1], tmp_path)
+    (tmp_path / "sine-adam-released-s0-0123456789abcdef.json").write_text("{}")
+    assert [r.key for r in runs.recorded([finished[0]], tmp_path)] == [finished[0].key]
+    (tmp_path / f"{finished[0].stem}-0123456789abcdef.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be read"): runs.recorded([finished[0]], tmp_path)
+
+
 # ---- the records --------------------------------------------------------------------------------------------------------------------------
 
 def _recorded_data():
@@ -1025,6 +1034,12 @@ def _recorded_data():
         kept = json.loads(file.read_text())
         first.setdefault(tuple(kept["config"].get(name) for name in ("task", "image", "image_size", "shape", "scene", "view_size", "holdout")), kept)
     return first
+
+
+def test_every_record_of_the_repository_is_whole_and_found_by_its_config():
+    "Catches one that was altered, or lies under a name by which nobody looks for it."
+    kept = [runs.RecordedRun(file) for file in sorted(runs.RECORDS.glob("*.json"))]
+    assert len(kept) > 2_000 and [r.key for r in runs.recorded([r.config for r in kept])] == [r.key for r in kept]
 
 
 @pytest.mark.data
