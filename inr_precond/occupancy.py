@@ -34,7 +34,7 @@ class Setting:
 
 
 SETTINGS = {
-    "smoke": Setting(24, 1, 1, 30_000, 512, hidden_features=32),
+    "smoke": Setting(24, 1, 1, 30_000, 512, evaluations=3, hidden_features=32),
     "quick": Setting(600, 1, 1, 1_000_000, 8_192, evaluations=6),
     "laptop": Setting(1_200, 5, 4, 4_000_000, 8_192),
     "full": Setting(120_000, 1, 4, 12_000_000, 50_000),
