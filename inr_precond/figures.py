@@ -7,9 +7,9 @@ __all__ = ['FAMILIES', 'LINES', 'NAMES', 'WARM', 'DIVERGED_PSNR', 'MEASURES', 'F
            'RANKING_SIZE', 'RANKING', 'PER_ROW', 'SCALES', 'style', 'label', 'by_method', 'grid', 'seed_list', 'pairs',
            'steps_per_epoch', 'progress_axis', 'Measure', 'task_of', 'undisturbed', 'timed', 'ms_per_step', 'spread',
            'spread_words', 'titled', 'new_figure', 'show', 'draw', 'convergence', 'convergence_by_signal', 'crossing',
-           'at_step', 'paired', 'measure', 'value_of', 'gain', 'result_table', 'too_short', 'short_note', 'conclude',
-           'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions', 'first_reconstructions',
-           'Experiment', 'summary', 'provenance_words']
+           'at_step', 'paired', 'measure', 'value_of', 'gain', 'gain_at', 'differences', 'result_table', 'too_short',
+           'short_note', 'conclude', 'conclude_speed', 'final_dots', 'error_map', 'detail_windows', 'reconstructions',
+           'first_reconstructions', 'Experiment', 'summary', 'provenance_words']
 
 # %% ../nbs/34_figures.ipynb #81710e06
 import io
@@ -354,16 +354,35 @@ def gain(task, value, other):  # values as value_of gives them
     "By how much a value is better than another: PSNR in dB; the logarithm of the ratio of two BCEs."
     return value - other if MEASURES[task].sign > 0 else math.log(other / value) if min(value, other) > 0 else math.nan
 
+def gain_at(run, partner, step):  # step: interpolated where it lies between evaluations
+    "By how much a run is better than its partner at a step (dB; logarithm of the BCE's ratio); NaN where either has no value there."
+    values = [value_of(r.config.task, r.status, at_step(r, step)) for r in (run, partner)]
+    return gain(run.config.task, *values) if all(map(math.isfinite, values)) else math.nan
+
 def _measure_run(name, run, partner):
     config, task = run.config, MEASURES[run.config.task]
     target = math.nan if partner is None else _number(partner.final, task.goal)
     common = math.nan if partner is None else min(config.steps, partner.config.steps)
-    both = math.nan if partner is None else gain(config.task, *(value_of(config.task, r.status, at_step(r, common)) for r in (run, partner)))
+    both = math.nan if partner is None else gain_at(run, partner, common)
     reached = task.sign * run.evals[task.goal], task.sign * target
     return {"method": name, "recipe": config.recipe, task.signal: Path(config.signal).stem, "seed": config.seed, "steps": config.steps, task.size: getattr(config, task.size),
             "status": run.status, "diverged_at": run.diverged_at, **{key: _number(run.final, key) for key in task.finals}, f"target_{task.goal}": target,
             "steps_to_target": crossing(run.evals["step"], *reached), "seconds_to_target": crossing(timed(run)["seconds"], *reached), "ms_per_step": ms_per_step(run),
             "state_floats_per_parameter": run.state_floats_per_parameter, "common_step": common, "difference": both, "commit": str((getattr(run, "provenance", None) or {}).get("git_commit") or "")}
+
+# %% ../nbs/34_figures.ipynb #f8ad07c1
+def differences(groups,  # {label: runs}, as by_method gives it
+                reference="Adam"):
+    "How far each run is ahead of the reference's of the same pair at each of the reference's evaluations that it reached, and at its own end (PSNR in dB; logarithm of the BCE's ratio): rows of method, signal, seed, step, difference."
+    import pandas as pd
+    partners, rows = {(r.config.signal, r.config.seed): r for r in groups.get(reference, [])}, []
+    for name, own in groups.items():
+        for run in own if name != reference else []:
+            partner = partners.get((run.config.signal, run.config.seed))
+            for step in [] if partner is None else sorted({*map(int, partner.evals["step"]), run.config.steps}):
+                if step <= run.config.steps and math.isfinite(value := gain_at(run, partner, step)):
+                    rows.append({"method": name, "signal": run.config.signal, "seed": run.config.seed, "step": step, "difference": value})
+    return pd.DataFrame(rows, columns=["method", "signal", "seed", "step", "difference"])
 
 # %% ../nbs/34_figures.ipynb #47b1969e
 def result_table(rows, reference="Adam"):  # rows of `measure`

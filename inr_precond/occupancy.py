@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'GAUSSIAN', 'SETTINGS', 'COSTS', 'DEAR', 'CHEAP', 'STUDY', 'Setting', 'steps_of', 'table_of', 'shapes_of',
-           'pairs_of', 'configs', 'differences', 'settled', 'order_table', 'order_figure', 'study']
+           'pairs_of', 'configs', 'settled', 'order_table', 'order_figure', 'study']
 
 # %% ../nbs/41_occupancy.ipynb #cafa29d4
 import math
@@ -104,30 +104,8 @@ def configs(
     return [RunConfig(**common, **on_device(device, name), recipe=name, steps=steps or own, shape=shape, seed=seed) for name, own in lengths.items() if own for shape, seed in pairs]
 
 # %% ../nbs/41_occupancy.ipynb #27182520
-def _gain_at(run, partner, step):  # step: interpolated where it lies between evaluations
-    values = [figures.value_of(r.config.task, r.status, figures.at_step(r, step)) for r in (run, partner)]
-    return figures.gain(run.config.task, *values) if all(map(math.isfinite, values)) else math.nan
-
-
-def differences(
-    groups: dict,  # label -> runs, as figures.by_method gives them
-    reference: str = "Adam",
-):  # DataFrame: method, shape, seed, step, difference
-    "How far each run is ahead of the reference's of the same pair at each of the reference's evaluations that it reached, and at its own end: PSNR in dB, or the logarithm of the BCE's ratio."
-    import pandas as pd
-
-    partners, rows = {(r.config.signal, r.config.seed): r for r in groups.get(reference, [])}, []
-    for name, own in groups.items():
-        for run in own if name != reference else []:
-            partner = partners.get((run.config.signal, run.config.seed))
-            for step in [] if partner is None else sorted({*map(int, partner.evals["step"]), run.config.steps}):
-                if step <= run.config.steps and math.isfinite(gain := _gain_at(run, partner, step)):
-                    rows.append({"method": name, "shape": run.config.signal, "seed": run.config.seed, "step": step, "difference": gain})
-    return pd.DataFrame(rows, columns=["method", "shape", "seed", "step", "difference"])
-
-
 def settled(
-    rows,  # of `differences`, of one method
+    rows,  # of `figures.differences`, of one method
 ) -> float:  # a step; NaN where the order is not settled at the end
     "The first evaluation from which on every pair has one and the same sign."
     signs = rows.assign(sign=rows["difference"].map(lambda d: (d > 0) - (d < 0))).groupby("step")["sign"].agg(["min", "max"])
@@ -137,9 +115,9 @@ def settled(
     return int(signs.index[len(same) - int(same[::-1].cummin().sum())])  # as many at the end as agree without a gap
 
 # %% ../nbs/41_occupancy.ipynb #dcb39ca6
-def _settled_words(rows, config):  # of one method: rows of `differences`, its first config
+def _settled_words(rows, config):  # of one method: rows of `figures.differences`, its first config
     "In words, with the number of pairs where these are too few to mean anything."
-    at, count = settled(rows), len(rows[["shape", "seed"]].drop_duplicates())
+    at, count = settled(rows), len(rows[["signal", "seed"]].drop_duplicates())
     if figures.too_short(config.steps, config.batch_size, config.task):
         return "too short to rank"
     if math.isnan(at):
@@ -154,13 +132,13 @@ def order_table(
     "At which step the order against the reference is settled, and the mean difference at a quarter, half and all of the run."
     import pandas as pd
 
-    rows, lines = differences(groups, reference), []
+    rows, lines = figures.differences(groups, reference), []
     partners = {(r.config.signal, r.config.seed): r for r in groups.get(reference, [])}
     for name, own in rows.groupby("method", sort=False):
         pairs = [(r, partners[r.config.signal, r.config.seed]) for r in groups[name] if (r.config.signal, r.config.seed) in partners]
         config = pairs[0][0].config
-        line = {"method": name, "pairs": len(own[["shape", "seed"]].drop_duplicates()), "order against " + reference: _settled_words(own, config), "steps": f"{config.steps:,}"}
-        lines.append(line | {f"mean after {words}": figures.paired([_gain_at(run, partner, share * run.config.steps) for run, partner in pairs])["mean"] for words, share in (("a quarter", 1 / 4), ("half", 1 / 2), ("all", 1))})
+        line = {"method": name, "pairs": len(own[["signal", "seed"]].drop_duplicates()), "order against " + reference: _settled_words(own, config), "steps": f"{config.steps:,}"}
+        lines.append(line | {f"mean after {words}": figures.paired([figures.gain_at(run, partner, share * run.config.steps) for run, partner in pairs])["mean"] for words, share in (("a quarter", 1 / 4), ("half", 1 / 2), ("all", 1))})
     return pd.DataFrame(lines).set_index("method") if lines else pd.DataFrame()
 
 
@@ -170,7 +148,7 @@ def order_figure(
     reference: str = "Adam",
 ):  # a matplotlib figure
     "The paired differences along the runs, a panel a method, a line a pair."
-    rows = differences(groups, reference)
+    rows = figures.differences(groups, reference)
     names = list(dict.fromkeys(rows["method"]))
     columns = min(max(1, len(names)), 5)
     lines = max(1, math.ceil(len(names) / columns))
@@ -179,7 +157,7 @@ def order_figure(
         ax.set_visible(False)
     for ax, name in zip(axes.flat, names):
         look = figures.style(groups[name][0].config.recipe, groups[name][0].config.options)
-        for _, own in rows[rows["method"] == name].groupby(["shape", "seed"]):
+        for _, own in rows[rows["method"] == name].groupby(["signal", "seed"]):
             ax.plot(own["step"], own["difference"], color=look["color"], linewidth=1, marker="o", markersize=2.5)
         words = _settled_words(rows[rows["method"] == name], groups[name][0].config)
         at = settled(rows[rows["method"] == name]) if words != "too short to rank" else math.nan

@@ -23,7 +23,7 @@ def made(recipe, seed, values, shape="trefoil", status="finished"):
 def test_settled_is_the_first_step_from_which_on_all_pairs_agree(values):
     "Catches a step after which the order still changes, a tie that counts as an order, and pairs that agree only in their mean."
     groups = {"Adam": [made("adam/released", k, [0.2] * 4) for k in range(len(values))], "SGD": [made("sgd/released", k, v) for k, v in enumerate(values)]}
-    found = occupancy.settled(occupancy.differences(groups))
+    found = occupancy.settled(figures.differences(groups))
     expected = math.nan
     for first in reversed(range(4)):
         signs = {(v > 0.2) - (v < 0.2) for row in values for v in row[first:]}
@@ -35,14 +35,14 @@ def test_settled_is_the_first_step_from_which_on_all_pairs_agree(values):
 def test_differences_are_those_of_the_tables_at_the_end():
     "Catches another sign, another reference, or pairs that are not of one shape and seed."
     groups = {"Adam": [made("adam/released", 0, [0.6, 0.3]), made("adam/released", 1, [0.6, 0.2], "armadillo")], "SGD": [made("sgd/released", 1, [0.6, 0.4], "armadillo"), made("sgd/released", 0, [0.6, 0.1]), made("sgd/released", 7, [0.1, 0.1])]}
-    rows = occupancy.differences(groups)
+    rows = figures.differences(groups)
     assert [(r.seed, r.step, pytest.approx(r.difference)) for r in rows.itertuples()] == [(1, 100, 0.0), (1, 200, math.log(0.2 / 0.4)), (0, 100, 0.0), (0, 200, math.log(3))]
 
 
 def test_a_shorter_or_diverged_run_is_compared_where_it_can_be():
     "Catches a method with a third of the steps that is held against the end of a longer run, and a diverged run that is left out, which would reward it."
     groups = {"Adam": [made("adam/released", 0, [0.5, 0.4, 0.3])], "SGD": [made("sgd/released", 0, [0.6])], "ESGD mended": [made("esgd/mended", 0, [0.1, 0.1, 0.1], status="diverged")]}
-    rows = occupancy.differences(groups)
+    rows = figures.differences(groups)
     assert list(rows[rows.method == "SGD"]["step"]) == [100]
     assert list(rows[rows.method == "ESGD mended"]["difference"] < 0) == [True] * 3
     assert occupancy.order_table({"Adam": groups["Adam"]}).empty
@@ -105,4 +105,4 @@ def test_a_quarter_of_a_run_is_a_quarter_of_it():
     expected = [math.log(0.2 / v) for v in (0.35, 0.3, 0.1)]  # steps 125, 250, 500
     assert row.filter(like="mean").tolist() == pytest.approx(expected)
     groups["Adam"][0].evals = groups["Adam"][0].evals.drop(index=4)  # no evaluation of Adam's at 500
-    assert occupancy.differences(groups)["step"].max() == 500
+    assert figures.differences(groups)["step"].max() == 500

@@ -1016,7 +1016,7 @@ def test_the_lion(tmp_path):
     assert done.status == "finished" and done.provenance["data"]["name"] == "lion" and 0 < done.final["lpips"] < 2
 
 
-def test_only_records_of_that_name_are_read(finished, small, tmp_path):
+def test_only_records_of_that_name_are_read(finished, tmp_path):
     "Catches thousands of files read for one: seconds in each process that draws a recorded curve. A damaged record of another recipe is none of this question's business; of this one it is."
     runs.record(finished[1], tmp_path)
     (tmp_path / "sine-adam-released-s0-0123456789abcdef.json").write_text("{}")
