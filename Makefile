@@ -6,7 +6,8 @@ IMAGE   ?=
 SEEDS   ?=
 WORKERS ?=
 ARGS    ?=
-PYTEST  ?= -n 2 --dist worksteal
+# Three test processes for two cores: the third fills the time in which another waits for processes of its own.
+PYTEST  ?= -n 3 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help env reproduce test lint docs readme clean
 

@@ -356,7 +356,7 @@ def slow(place, steps):
 @pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill -9 of make"])
 def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
     "However a batch is stopped, none of its processes is left, and the same command goes on from where the run was."
-    slow(place, 5_000)
+    slow(place, 3_000)
     make = how == "kill -9 of make"
     process = start(*["--exit-with-parent"] * make, prefix=["/bin/sh", "-c", '"$@"; true', "sh"] if make else ())
     try:
