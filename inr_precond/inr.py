@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 # %% auto #0
-__all__ = ['Activation', 'ReLU', 'Sine', 'Gaussian', 'Wavelet', 'PositionalEncoding', 'unwatched', 'onednn', 'Linear',
+__all__ = ['Activation', 'ReLU', 'Sine', 'Gaussian', 'Wavelet', 'PositionalEncoding', 'unwatched', 'onednn', 'Linear', 'unfilled',
            'GaborLayer', 'INR']
 
 # %% ../nbs/00_inr.ipynb #b2c260a2
@@ -168,9 +168,15 @@ class Linear(nn.Linear):
         return nn.functional.linear(x, self.weight, self.bias)
 
 # %% ../nbs/00_inr.ipynb #ddbf30f3
+def unfilled(kind: type, *args) -> nn.Module:
+    "A layer for which no random number is drawn, in float32 on the CPU, its values arbitrary. (nn.utils.skip_init, for that, imports sympy: .6 s of every process.)"
+    layer = kind(*args, device="meta", dtype=torch.float32)
+    for name, p in list(layer.named_parameters()): setattr(layer, name, nn.Parameter(torch.empty(p.shape, device="cpu", dtype=torch.float32)))
+    return layer
+
 def _linear(in_features: int, out_features: int, generator: torch.Generator | None, bound: float | None = None) -> Linear:
     "A layer in PyTorch's default initialisation, its weights U(-bound, bound) where `bound` is given."
-    layer = nn.utils.skip_init(Linear, in_features, out_features, device="cpu", dtype=torch.float32)
+    layer = unfilled(Linear, in_features, out_features)
     default = 1 / math.sqrt(in_features)
     with torch.no_grad():
         layer.weight.uniform_(-(bound or default), bound or default, generator=generator)

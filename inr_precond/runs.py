@@ -50,7 +50,7 @@ from . import metrics
 from .data.images import image_names, load_image
 from .data.scenes import HOLDOUTS, load_scene, scene_names
 from .data.shapes import Sampling, load_shape, sample_points, shape_names
-from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet
+from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet, unfilled
 from .recipes import recipe, recipes
 from .render import DENSITIES, INITIALISATIONS, NDC, RULES, NeRFField, RadianceField
 from .train import SCHEDULES, PRODUCTS, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, RadianceTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
@@ -162,7 +162,7 @@ def _checked_options(name, options):
         if k not in known:
             raise ValueError(f"options has {k!r}, which is not an option of {recipe(name).optimizer.__name__}{_closest(k, known)}; accepted are {', '.join(known)}.")
     try:
-        recipe(name).build(torch.nn.utils.skip_init(torch.nn.Linear, 1, 1), **options)  # which draws no random numbers
+        recipe(name).build(unfilled(torch.nn.Linear, 1, 1), **options)
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"options of {name!r} are {dict(options)!r}: {' '.join(str(error).split()).rstrip('.')}.") from error

@@ -21,7 +21,7 @@ LIMIT = {"nbs": 300_000, "experiments": 1_000_000}  # bytes of outputs a noteboo
 def fresh():
     "Processes in which the imports that all chapters share are made, and nothing else: on Linux forked from one that made them once (some 4 s each); on a Mac, whose system libraries do not bear a fork, spawned."
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["torch", "pandas", "matplotlib.pyplot", "nbdev.test"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "pandas", "matplotlib.pyplot", "scipy.stats", "nbdev.test"])
     return context
 
 

@@ -57,6 +57,32 @@ print("loaded", len({MODULES!r}))
     assert done.stdout.split() == ["loaded", str(len(MODULES))]
 
 
+def test_training_imports_no_compiler(tmp_path):
+    "torch.optim's marks for torch.compile, and nn.utils.skip_init, import the compiler and sympy: seconds in each of a sweep's processes, for nothing."
+    code = f"""
+import sys
+from inr_precond import runs
+for recipe in ("adam/released", "esgd/mended", "kfac/mended", "lbfgs/torch"):
+    runs.run(runs.RunConfig(recipe=recipe, image="astronaut", image_size=16, hidden_features=16, steps=2, batch_size=32, evaluations=2), {str(tmp_path)!r})
+print([m for m in ("torch._dynamo", "sympy", "skimage.io") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["[]"], done.stdout + done.stderr
+
+
+def test_marks_for_the_compiler_are_heeded_where_it_is(monkeypatch):
+    "The way round the marks must end where torch.compile is in use: there the marked method is called, elsewhere the plain one, and both are torch's."
+    from inr_precond.optim.base import _unmarked
+    def plain(*args, **kwargs): return "plain", args, kwargs
+    def marked(*args, **kwargs): return "marked", args, kwargs
+    marked.__wrapped__ = plain
+    monkeypatch.setitem(sys.modules, "torch._dynamo", sys)
+    assert _unmarked(marked)(1, a=2) == ("marked", (1,), {"a": 2})
+    monkeypatch.delitem(sys.modules, "torch._dynamo")
+    assert _unmarked(marked)(1, a=2) == ("plain", (1,), {"a": 2})
+    assert _unmarked(plain)(1)[0] == "plain", "a torch without marks"
+
+
 def test_import_loads_nothing_heavy():
     "Pictures, tables and LPIPS are loaded where they are used: at import they would cost every user seconds."
     heavy = ["matplotlib", "pandas", "skimage", "lpips", "torchvision", "trimesh", "igl", "embreex", "tensorboard"]

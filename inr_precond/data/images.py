@@ -164,6 +164,14 @@ def _div2k(name, size):
     raise FileNotFoundError(f"image {name!r} needs {path}, which is not there; run `python data_scripts/div2k.py --root {root}`, set INR_PRECOND_DATA to the folder that holds div2k/, "
                             "or use image 'astronaut', which needs no data.")
 
+def _astronaut(size):
+    "Pixels of scikit-image's astronaut, from its file where it is in its place: astronaut() imports .4 s of colour conversions for it."
+    import skimage.data
+    path = Path(skimage.data.__file__).parent / "astronaut.png"
+    if path.is_file(): return _open(path, size)
+    from PIL import Image
+    return _to_rgb(Image.fromarray(skimage.data.astronaut()), size, "astronaut")
+
 def _packed(path, item, size):
     "One crop of the owners' packed file: test_data is (n, 512, 512, 3) with values 0..255."
     import numpy as np
@@ -185,9 +193,7 @@ def load_image(name_or_path: str | os.PathLike,  # a name of `image_names()` or 
             raise ValueError(f"size is {size!r}; give the side in pixels as an integer of at least 2, or None to keep the original.")
         _check_size(size * size, f"an image of size {size}")
     if isinstance(name_or_path, str) and name_or_path == "astronaut":
-        from PIL import Image
-        from skimage.data import astronaut
-        return ImageData(_to_rgb(Image.fromarray(astronaut()), size, "astronaut"), "astronaut", "skimage.data.astronaut(): NASA, public domain")
+        return ImageData(_astronaut(size), "astronaut", "skimage.data.astronaut(): NASA, public domain")
     if isinstance(name_or_path, str) and name_or_path in DIV2K:
         source = f"DIV2K (academic research only), item {DIV2K[name_or_path]} of test_data in data_div2k.npz"
         return ImageData(_div2k(name_or_path, size), name_or_path, source)

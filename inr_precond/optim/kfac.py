@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from ..curvature import Problem, _why_not, rademacher_like, value_grad_layers
 from ..inr import Linear, _linear_pointwise, onednn
-from .base import SHARED, PreconditionedSGD, _number, _one_pass, _whole, patch_to, root_mean, state_dtype
+from .base import SHARED, LightOptimizer, PreconditionedSGD, _number, _one_pass, _whole, patch_to, root_mean, state_dtype
 
 # %% ../../nbs/14_kfac.ipynb #65d08c23
 def product_nt(
@@ -284,7 +284,7 @@ def add_param_group(self, param_group):
 @patch_to(LayerWise)
 def zero_grad(self, set_to_none: bool = True):
     "Clears the gradients, and with them what the layers saw: a batch that is skipped leaves nothing in the statistics."
-    torch.optim.Optimizer.zero_grad(self, set_to_none)
+    LightOptimizer.zero_grad(self, set_to_none)
     if self._watch is not None: self._watch.forget()
     else: self._arm()                               # a parameter may have been thawed since the last step
 
@@ -350,7 +350,7 @@ def state_dict(self):
     "torch's state_dict, and the state of the generator of the probes, where a group samples them."
     draws = self._draws({g["fisher"] for g in self.param_groups})
     generator = self._probe_generator(self.param_groups[0]["params"][0].device) if draws else None
-    return {**torch.optim.Optimizer.state_dict(self), "generator": None if generator is None else generator.get_state()}
+    return {**LightOptimizer.state_dict(self), "generator": None if generator is None else generator.get_state()}
 
 @patch_to(LayerWise)
 def load_state_dict(self, state_dict):

@@ -8,7 +8,7 @@ __all__ = ['LBFGS']
 # %% ../../nbs/17_lbfgs.ipynb #1c5b41fe
 import torch
 from ..curvature import Problem, value_and_grad
-from .base import _number, _whole
+from .base import LightOptimizer, _number, _whole
 
 # %% ../../nbs/17_lbfgs.ipynb #5bca6521
 _RULES = {"lr": (lambda v: _number(v, 0), "a finite number >= 0"), "max_iter": (lambda v: _whole(v, 1), "a whole number >= 1"), "history_size": (lambda v: _whole(v, 1), "a whole number >= 1"),
@@ -36,7 +36,7 @@ def _differentiate(loss, params):
     for p, g in zip(params, grads): p.grad = g
 
 # %% ../../nbs/17_lbfgs.ipynb #1ace3273
-class LBFGS(torch.optim.LBFGS):
+class LBFGS(LightOptimizer, torch.optim.LBFGS):
     """torch.optim.LBFGS whose step takes a Problem or a closure that returns the loss. One step is up to `max_iter` iterations on the batch of that call.
 
     ValueError for an option outside its range; RuntimeError where step() is given no closure."""
