@@ -152,20 +152,27 @@ def _plain(name, value):
     raise TypeError(f"{name} is {value!r} of type {type(value).__name__}; numbers, strings, booleans, None and lists of them are accepted.")
 
 
+_PROVED = set()  # what _checked_options has built: a notebook reads hundreds of records with the same few options
+
+
 def _checked_options(name, options):
     "Options of a recipe, proved by building its optimizer."
     if not isinstance(options, dict):
         raise TypeError(f"options is {options!r} of type {type(options).__name__}; a dict of arguments of the recipe's optimizer is accepted.")
-    options = Options({k: _plain(f"options[{k!r}]", v) for k, v in options.items()})
-    known = [p for p in inspect.signature(recipe(name).optimizer).parameters if p not in ("params", "model", "seed")]
+    options, made = Options({k: _plain(f"options[{k!r}]", v) for k, v in options.items()}), recipe(name)
+    proof = made.optimizer, repr(made.options), repr(options)
+    if proof in _PROVED:
+        return options
+    known = [p for p in inspect.signature(made.optimizer).parameters if p not in ("params", "model", "seed")]
     for k in options:
         if k not in known:
-            raise ValueError(f"options has {k!r}, which is not an option of {recipe(name).optimizer.__name__}{_closest(k, known)}; accepted are {', '.join(known)}.")
+            raise ValueError(f"options has {k!r}, which is not an option of {made.optimizer.__name__}{_closest(k, known)}; accepted are {', '.join(known)}.")
     try:
-        recipe(name).build(unfilled(torch.nn.Linear, 1, 1), **options)
+        made.build(unfilled(torch.nn.Linear, 1, 1), **options)
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"options of {name!r} are {dict(options)!r}: {' '.join(str(error).split()).rstrip('.')}.") from error
+    _PROVED.add(proof)
     return options
 
 # %% ../nbs/31_runs.ipynb #7199c72a

@@ -23,6 +23,20 @@ def pytest_collection_modifyitems(config, items):
         gpu = [item for item in items if item.get_closest_marker("cuda")]
         items[:] = [item for item in items if item not in gpu]
         if gpu: config.hook.pytest_deselected(items=gpu)
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+LONG = ("test_chapter", "test_experiment_at_smoke_scale", "test_stopped_batch_leaves_nothing_and_goes_on", "test_progress_is_shown_in_a_terminal", "test_killed_and_resumed_equals_uninterrupted")
+
+
+def dealt(items, processes):
+    "The tests in as many equal parts as xdist hands out at first, each with its share of the long ones in front: what one process leaves to the others at the end is then short."
+    long = [item for item in items if getattr(item, "originalname", None) in LONG]
+    short, order = [item for item in items if getattr(item, "originalname", None) not in LONG], []
+    for k in range(processes):
+        size = (k + 1) * len(items) // processes - k * len(items) // processes
+        order += (own := long[k::processes]) + [short.pop(0) for _ in range(min(len(short), max(0, size - len(own))))]
+    return order + short
 
 
 @pytest.fixture(scope="session")
