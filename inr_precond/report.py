@@ -47,8 +47,9 @@ def _encoded(path, changed, width):
         first = picture.size
         size = first if first[0] <= width else (width, max(1, round(first[1] * width / first[0])))
         small = picture.convert("RGB") if size == first else picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        small.quantize(128, dither=Image.Dither.NONE).convert("RGB").save(made, "WEBP", lossless=True, quality=60, method=2)
-        if made.tell() > .13 * size[0] * size[1]: made = io.BytesIO(); small.save(made, "WEBP", quality=80, method=2)
+        photograph = small.reduce(4).getcolors(size[0] * size[1] // 100) is None  # 16 colours in 100 pixels: quantized in vain
+        if not photograph: small.quantize(128, dither=Image.Dither.NONE).convert("RGB").save(made, "WEBP", lossless=True, quality=60, method=2)
+        if photograph or made.tell() > .13 * size[0] * size[1]: made = io.BytesIO(); small.save(made, "WEBP", quality=80, method=2)
     if size == first and len(raw) <= made.tell(): return "data:image/png;base64," + base64.b64encode(raw).decode(), size
     return f"data:image/webp;base64,{base64.b64encode(made.getvalue()).decode()}", size
 

@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
 
 
-LONG = ("test_chapter", "test_experiment_at_smoke_scale", "test_stopped_batch_leaves_nothing_and_goes_on", "test_progress_is_shown_in_a_terminal", "test_killed_and_resumed_equals_uninterrupted")
+LONG = ("test_chapter", "test_experiment_at_smoke_scale", "test_stopped_batch_leaves_nothing_and_goes_on", "test_progress_is_shown_in_a_terminal", "test_killed_and_resumed_equals_uninterrupted", "test_two_million_faces")
 
 
 def dealt(items, processes):

@@ -617,7 +617,7 @@ def test_probes_are_plus_minus_one_vary_and_come_from_the_generator():
 @pytest.mark.parametrize("kind", ["problem", "callable"])
 def test_estimators_within_four_standard_errors(kind):
     "The printed (6): E[(Hv)^2] taken for the norm; a missing root; squares in place of products in (9)."
-    problem, n = make(layers=3), 4000
+    problem, n = make(layers=3), 2000
     loss_fn = problem if kind == "problem" else (lambda: problem())
     H = hessian(problem, problem.params)
     row2 = H.square().sum(1)
