@@ -462,3 +462,27 @@ def test_recorded_draws_signals_apart(experiment, monkeypatch):
     monkeypatch.setattr(runs, "recorded", lambda configs, **_: kept)
     assert len(experiment.recorded(["a"], "Setting")) == 6 and len(drawn) == 1
     assert "A column for each image: training loss and PSNR of the whole image (dB) against epochs" in experiment.figures[0]["caption"]
+
+
+def test_a_figure_is_laid_out_once_as_savefig_lays_it_out(tmp_path):
+    "A layout that is made outside of savefig could differ from savefig's own: a legend outside of the axes would be cut off."
+    from PIL import Image
+    def made():
+        figure, axes = figures.new_figure(2, 2, (7, 5))
+        for k, ax in enumerate(axes.flat): ax.plot([0, 1], [k, 10 ** k], label=f"method {k}"); ax.set(xlabel="steps", ylabel="PSNR (dB)", title=f"panel {k}")
+        figure.colorbar(axes[0, 0].imshow(np.eye(3)), ax=axes[0, 1])
+        figure.legend(loc="outside lower center", ncols=4)
+        return figure
+    experiment = figures.Experiment("one", "A title", "What the paper says", "smoke", tmp_path)
+    experiment.figure(made(), "ours", "A caption.")
+    made().savefig(tmp_path / "savefig.png", dpi=130, facecolor="white")
+    ours, theirs = (np.asarray(Image.open(p)) for p in (tmp_path / "figures" / "one" / "ours.png", tmp_path / "savefig.png"))
+    assert ours.shape == theirs.shape and (ours == theirs).mean() > .999
+
+
+def test_powers_of_ten_are_plain_text():
+    "A label that the way round matplotlib's formulas does not know must stay a formula, and a sign or a factor must not be lost."
+    given = {r"$\mathdefault{10^{-3}}$": "10⁻³", r"$\mathdefault{2\times10^{-12}}$": "2×10⁻¹²", r"$\mathdefault{-10^{0}}$": "−10⁰", r"$\mathdefault{1.5\times10^{4}}$": "1.5×10⁴",
+             r"$\mathdefault{2^{6}}$": "2⁶", r"$\mathdefault{0}$": "0", "": "", "0.25": "0.25", r"$\mathdefault{10^{1.50}}$": r"$\mathdefault{10^{1.50}}$", r"$\alpha$": r"$\alpha$"}
+    assert figures._in_plain_text(lambda values: values, list(given)) == list(given.values())
+    assert figures._in_plain_text(lambda values: values, list(given.values())) == list(given.values()), "a figure that is saved twice"
