@@ -537,7 +537,7 @@ def _operations(function):
     from torch.utils.flop_counter import flop_registry
     total = 0
 
-    class Counter(TorchDispatchMode):  # FlopCounterMode counts the same, and imports torch's compiler for it (1.8 s)
+    class Counter(TorchDispatchMode):  # FlopCounterMode counts the same, and imports torch's compiler for it
         @classmethod
         def _should_skip_dynamo(cls): return False
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

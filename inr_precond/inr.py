@@ -169,7 +169,7 @@ class Linear(nn.Linear):
 
 # %% ../nbs/00_inr.ipynb #ddbf30f3
 def unfilled(kind: type, *args) -> nn.Module:
-    "A layer for which no random number is drawn, in float32 on the CPU, its values arbitrary. (nn.utils.skip_init, for that, imports sympy: .6 s of every process.)"
+    "A layer for which no random number is drawn, in float32 on the CPU, its values arbitrary. (nn.utils.skip_init imports sympy for that.)"
     layer = kind(*args, device="meta", dtype=torch.float32)
     for name, p in list(layer.named_parameters()): setattr(layer, name, nn.Parameter(torch.empty(p.shape, device="cpu", dtype=torch.float32)))
     return layer

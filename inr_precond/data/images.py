@@ -165,7 +165,7 @@ def _div2k(name, size):
                             "or use image 'astronaut', which needs no data.")
 
 def _astronaut(size):
-    "Pixels of scikit-image's astronaut, from its file where it is in its place: astronaut() imports .4 s of colour conversions for it."
+    "Pixels of scikit-image's astronaut, from its file where it is in its place: astronaut() imports skimage.io and its colour conversions for it."
     import skimage.data
     path = Path(skimage.data.__file__).parent / "astronaut.png"
     if path.is_file(): return _open(path, size)

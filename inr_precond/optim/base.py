@@ -72,7 +72,7 @@ def _unmarked(method):
     return call
 
 class LightOptimizer(Optimizer):
-    "torch.optim.Optimizer that leaves torch's compiler alone where nothing is compiled: to heed the marks of these methods, torch imports all of it, 1.5 s of every process that trains."
+    "torch.optim.Optimizer that leaves torch's compiler alone where nothing is compiled: to heed the marks of these methods, torch imports all of it, in every process that trains."
     add_param_group, zero_grad, state_dict, load_state_dict = map(_unmarked, (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict))
 
 # %% ../../nbs/10_preconditioned_sgd.ipynb #579b6c71
