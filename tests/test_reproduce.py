@@ -356,7 +356,7 @@ def slow(place, steps):
 @pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill -9 of make"])
 def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
     "However a batch is stopped, none of its processes is left, and the same command goes on from where the run was."
-    slow(place, 3_000)
+    slow(place, 20_000)  # some 5 s on the fastest machine met; a stop is heeded within one
     make = how == "kill -9 of make"
     process = start(*["--exit-with-parent"] * make, prefix=["/bin/sh", "-c", '"$@"; true', "sh"] if make else ())
     try:
@@ -374,7 +374,7 @@ def test_stopped_batch_leaves_nothing_and_goes_on(place, how):
         assert "goes on from the last checkpoints" in Path("log.txt").read_text()
         assert "interrupted" in Path("results/smoke/report.html").read_text()
     checkpoint = list(Path("results/smoke/runs").glob("*/checkpoint.pt"))
-    assert checkpoint, "the training process had no time to write its checkpoint"
+    assert checkpoint, "no checkpoint: the training process had no time to write it, or ended before it was stopped"
     if make: return  # the rest is as in the first case
     assert batch() == 0
     run = next(Path("results/smoke/runs").glob("*/provenance.json"))
@@ -428,7 +428,7 @@ def test_a_notebook_is_not_cut_off_by_the_failure_of_its_neighbour(place, monkey
 
 def test_progress_is_shown_in_a_terminal(place):
     "A run's steps, loss, PSNR and time left stand below its notebook, and the lines are replaced in place."
-    slow(place, 3_000)
+    slow(place, 10_000)  # long enough to be seen on a fast machine
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 150, 0, 0))
     command = [sys.executable, "-m", "inr_precond.reproduce", "--notebooks", "nbs", "--scale", "smoke"]
@@ -442,7 +442,7 @@ def test_progress_is_shown_in_a_terminal(place):
         seen += more
     assert process.wait(60) == 0, seen.decode()
     text = seen.decode()
-    assert "[1/1] slow" in text and "/3,000 steps" in text and "left" in text and "\x1b[2F\x1b[J" in text
+    assert "[1/1] slow" in text and "/10,000 steps" in text and "left" in text and "\x1b[2F\x1b[J" in text
     assert text.rstrip().splitlines()[-1].startswith("Report: results/smoke/report.html")
 
 
