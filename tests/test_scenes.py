@@ -329,13 +329,17 @@ def llff_fault(folder, what):
     elif what == "no depth": data[2, 15] = 0; np.save(path, data)
     elif what == "sheared": data[2, 1] *= 1.1; np.save(path, data)
     elif what == "far before near": data[:, [15, 16]] = [[3., 2.]]; np.save(path, data)
+    elif what == "turned":
+        for p in (folder / "images").iterdir(): Image.open(p).transpose(Image.Transpose.ROTATE_90).save(p)
+    elif what == "an archive":
+        with open(path, "wb") as f: np.savez(f, data)
 
 
 @pytest.mark.parametrize("what,kind,words", [
     ("missing image", ValueError, ["cameras for 12 images", "holds 11"]), ("another size", ValueError, ["003.png has 8 x 12", "one size"]), ("no images", FileNotFoundError, ["no pictures", "images_8"]),
     ("broken image", ValueError, ["003.png", "damaged or incomplete"]), ("16 bits", ValueError, ["more than 8 bits"]), ("truncated", ValueError, ["poses_bounds.npy", "damaged or incomplete"]), ("empty file", ValueError, ["damaged or incomplete"]),
     ("a pickle", ValueError, ["poses_bounds.npy"]), ("15 columns", ValueError, ["17 numbers"]), ("NaN", ValueError, ["NaN"]), ("no depth", ValueError, ["not positive"]), ("sheared", ValueError, ["view 2 is not orthonormal"]),
-    ("far before near", ValueError, ["nearest depth at 3 and its farthest at 2"])])
+    ("far before near", ValueError, ["nearest depth at 3 and its farthest at 2"]), ("turned", ValueError, ["000.png", "96 x 72", "9 x 12 pixels", "turned"]), ("an archive", ValueError, ["poses_bounds.npy", ".npz"])])
 def test_faults_of_llff_are_one_sentence(tmp_path, what, kind, words):
     folder = write_llff(tmp_path / "s", front())
     llff_fault(folder, what)
@@ -373,6 +377,61 @@ def test_blender_round_trip(tmp_path, name):
     assert [Path(f).parent.name for f in got.subset("test").files] == ["test"] * n
     with pytest.raises(ValueError, match="its own test cameras"): load_scene(tmp_path / "s", holdout="last")
     with pytest.raises(ValueError, match="no LLFF scene"): load_scene(tmp_path / "s", factor=8)
+
+
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_blender_takes_the_depths_that_its_files_state(tmp_path):
+    "2 and 6 in place of what is stated train a scene of another scale on rays that never meet it."
+    folder = write_blender(tmp_path / "s", front())
+    change(folder / "transforms_train.json", near=.5, far=20)
+    got = load_scene(folder)
+    assert (got.near, got.far) == (.5, 20) and (load_scene(folder, bounds=(1, 3)).near, load_scene(folder, bounds=(1, 3)).far) == (1, 3)
+    change(folder / "transforms_test.json", near=.5, far=20.)                           # said twice, and the same
+    assert load_scene(folder).far == 20
+    change(folder / "transforms_test.json", far=21)
+    with pytest.raises(ValueError) as e: load_scene(folder)
+    for word in ("transforms_train.json", "0.5, 20", "transforms_test.json", "0.5, 21"): assert word in one_sentence(e)
+    change(folder / "transforms_val.json", near=.5)
+    with pytest.raises(ValueError, match="near without the other"): load_scene(folder)
+
+
+@pytest.mark.parametrize("radius,accepted", [(1.9, False), (2.1, True), (4., True), (5.9, True), (6.1, False), (40., False)])
+def test_blender_without_depths_must_fit_its_layouts(tmp_path, radius, accepted):
+    "Cameras 40 from an object with rays that end at 6 train an empty field without a word."
+    s = replace(scene(6), poses=sphere_poses(6, radius), split={"train": range(6)})
+    folder = write_blender(tmp_path / "s", s)
+    if accepted: assert load_scene(folder).near == 2
+    else:
+        with pytest.raises(ValueError) as e: load_scene(folder)
+        assert "states no near and far" in one_sentence(e) and f"{radius:.3g} away" in str(e.value)
+        assert load_scene(folder, bounds=(.5 * radius, 2 * radius)).far == 2 * radius
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_blender_tests_on_pictures_of_its_own(tmp_path, part):
+    "A copied transforms_train.json, or a folder of links, makes held-out PSNR the PSNR of training."
+    folder = write_blender(tmp_path / "s", front())
+    own = folder / part / "003.png"; own.unlink(); own.symlink_to(folder / "train" / "005.png")
+    with pytest.raises(ValueError) as e: load_scene(folder)
+    assert "003.png" in one_sentence(e) and "trained on tests nothing" in str(e.value)
+    (folder / f"transforms_{part}.json").write_bytes((folder / "transforms_train.json").read_bytes())
+    with pytest.raises(ValueError, match="in transforms_train.json and in another part"): load_scene(folder)
+    change(folder / "transforms_test.json", frames=json.loads((folder / "transforms_val.json").read_text())["frames"]) if part == "test" else None
+    if part == "test": assert len(load_scene(folder)) == 36                              # val and test may be the same: neither is trained on
+
+
+def test_what_is_no_scene_is_said_to_be_none(tmp_path):
+    "A mesh was said to be 'not valid JSON', and a folder in the place of a file gave a bare Errno."
+    mesh = tmp_path / "bimba.obj"; mesh.write_text("v 0 0 0\n")
+    with pytest.raises(ValueError) as e: load_scene(mesh)
+    assert "does not end in .json" in one_sentence(e)
+    folder = write_blender(tmp_path / "s", front())
+    (folder / "transforms_test.json").unlink(); (folder / "transforms_test.json").mkdir()
+    with pytest.raises(ValueError) as e: load_scene(folder)
+    assert "transforms_test.json is a folder" in one_sentence(e)
 
 
 def test_rgba_is_composited_on_white(tmp_path):

@@ -25,9 +25,9 @@ from .images import _WIDE, _decode, data_root, expected_root
 from .shapes import Rays, _check_whole, _vertex_normals, _write, load_shape
 
 # %% auto #0
-__all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER', 'BLEFF',
-           'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'meeting_point', 'scene_names', 'default_scene',
-           'load_scene', 'background_of', 'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
+__all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLENDER_BOUNDS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER',
+           'BLEFF', 'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'meeting_point', 'scene_names',
+           'default_scene', 'load_scene', 'background_of', 'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
 
 # %% ../../nbs/22_scenes.ipynb #95edeb7b
 class _Views:
@@ -277,9 +277,11 @@ def _pictures_of(files, size, what, cache):
 # %% ../../nbs/22_scenes.ipynb #3f9b6219
 def _array(path):
     "The array in an .npy file; every failure is one sentence."
-    try: return np.load(path, allow_pickle=False)
+    try: array = np.load(path, allow_pickle=False)
     except FileNotFoundError: raise FileNotFoundError(f"there is no {path}; an LLFF scene needs it, so fetch the scene again.") from None
     except (ValueError, EOFError, OSError) as e: raise ValueError(f"{path} cannot be read as an array ({' '.join(str(e).split())}): it is damaged or incomplete, so fetch it again.") from e
+    if not isinstance(array, np.ndarray): raise ValueError(f"{path} is an archive of arrays (.npz), whatever its name says; an LLFF scene needs the one array of 17 numbers for each image, so fetch it again.")
+    return array
 
 def _recentred(poses, scale, path):
     "Poses (n, 3, 4) in the coordinates of their average pose, scaled, and the map (3, 4) from their own coordinates."
@@ -331,7 +333,7 @@ def _llff(folder, size, factor):
     poses, frame = _recentred(poses, scale, path)
     height, width, focal = raw[:, :, 4].T
     intrinsics = np.stack([focal / width, focal / height, np.full(len(data), .5), np.full(len(data), .5)], 1)
-    return dict(files=files, poses=poses, intrinsics=intrinsics, near=scale * bounds.min(), far=scale * bounds.max(), inverse_depth=True, frame=frame, split=None)
+    return dict(files=files, poses=poses, intrinsics=intrinsics, sizes=np.stack([width, height], 1), near=scale * bounds.min(), far=scale * bounds.max(), inverse_depth=True, frame=frame, split=None)
 
 # %% ../../nbs/22_scenes.ipynb #2c7bb1f7
 HOLDOUTS = ("last", "every8")
@@ -347,6 +349,7 @@ def _json(path):
     "The object in a JSON file; every failure is one sentence."
     try: data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise FileNotFoundError(f"there is no {path}; the scene needs it, so fetch the scene again.") from None
+    except IsADirectoryError: raise ValueError(f"{path} is a folder; the scene needs a JSON file of this name, so fetch the scene again.") from None
     except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not valid JSON ({' '.join(str(e).split())}); correct it there, or fetch it again.") from e
     if not isinstance(data, dict): raise ValueError(f"{path} holds a {type(data).__name__}; a JSON object with cameras is accepted.")
     return data
@@ -415,7 +418,7 @@ def _check_ratio(sizes, files, full):
     off = np.abs(w * height - h * width) > np.maximum(np.maximum(w, h), max(full))
     if off.any():
         i = int(off.argmax())
-        raise ValueError(f"the camera of {files[i]} is for w x h = {w[i]:g} x {h[i]:g}, and the picture has {width} x {height} pixels (width x height), which is no scaled copy; give the w and h to which fl_x and cx belong, or the picture that was not cropped or turned.")
+        raise ValueError(f"the camera of {files[i]} is for w x h = {w[i]:g} x {h[i]:g}, and the picture has {width} x {height} pixels (width x height), which is no scaled copy; give the picture that was not cropped or turned, or the camera with the w and h of this one.")
 
 def _frame_file(folder, name, where):
     "The picture that a frame names, with or without its suffix."
@@ -451,23 +454,49 @@ def _frames(path):
     if twice is not None: raise ValueError(f"frame {twice} of {path} names the picture {files[twice].name}, which frame {files.index(files[twice])} names too; a picture has one camera, so remove one of them.")
     return dict(files=files, poses=np.stack(poses), intrinsics=np.array(intrinsics), sizes=np.array(sizes)), meta
 
-def _blender(folder):
+def _stated_bounds(meta, path):
+    "(near, far) that a transforms file states, None where it states neither."
+    if ("near" in meta) != ("far" in meta): raise ValueError(f"{path} has {'near' if 'near' in meta else 'far'} without the other; give both, or neither.")
+    return tuple(_number(meta[k], k, path) for k in ("near", "far")) if "near" in meta else None
+
+BLENDER_BOUNDS = (2., 6.)  # of files that state none, as nerf-pytorch and BARF have it: the cameras stand 4 from the origin
+
+def _blender(folder, bounds):
     "What `load_scene` needs of a folder with transforms_train.json and its like."
-    parts, split, n = [], {}, 0
+    parts, split, stated, n = [], {}, {}, 0
     for name in SPLITS:
         path = folder / f"transforms_{name}.json"
         if name == "val" and not path.is_file(): continue
-        parts.append(_frames(path)[0])
-        split[name] = range(n, n := n + len(parts[-1]["files"]))
+        views, meta = _frames(path)
+        parts.append(views)
+        if (own := _stated_bounds(meta, path)) is not None: stated[own] = path
+        split[name] = range(n, n := n + len(views["files"]))
     joined = {k: np.concatenate([part[k] for part in parts]) for k in ("poses", "intrinsics", "sizes")}
-    return dict(files=[file for part in parts for file in part["files"]], **joined, near=2., far=6., split=split)
+    files = [file for part in parts for file in part["files"]]
+    _apart(files, len(split["train"]), folder)
+    if len(stated) > 1: raise ValueError(" and ".join(f"{path} has near, far = {near:g}, {far:g}" for (near, far), path in stated.items()) + "; one scene has one pair, so correct one of them.")
+    if bounds is None: bounds = next(iter(stated)) if stated else _blender_bounds(joined["poses"], folder)
+    return dict(files=files, **joined, near=bounds[0], far=bounds[1], split=split)
+
+def _apart(files, trained, folder):
+    "ValueError where a picture to train on, among the first `trained`, is a held-out one, too: what is measured on it would be no test."
+    train = {os.path.realpath(file) for file in files[:trained]}
+    both = next((file for file in files[trained:] if os.path.realpath(file) in train), None)
+    if both is not None: raise ValueError(f"{folder} has the picture {both} in transforms_train.json and in another part; a view that is trained on tests nothing, so take it out of one of them.")
+
+def _blender_bounds(poses, folder):
+    "BLENDER_BOUNDS, where what the cameras look at lies between them."
+    meeting, (near, far) = meeting_point(poses), BLENDER_BOUNDS
+    depths = None if meeting is None else np.einsum("ni,ni->n", poses[:, :, 3] - meeting, poses[:, :, 2])
+    if depths is not None and (depths.max() <= near or depths.min() >= far):
+        raise ValueError(f"{folder} states no near and far, and what its cameras look at is {depths.min():.3g} to {depths.max():.3g} away, outside of this layout's {near:g} to {far:g}; add \"near\" and \"far\" to transforms_train.json, in the units of its poses.")
+    return BLENDER_BOUNDS
 
 # %% ../../nbs/22_scenes.ipynb #8c475b34
 def _transforms(path, bounds):
     "What `load_scene` needs of one transforms.json."
     views, meta = _frames(path)
-    if ("near" in meta) != ("far" in meta): raise ValueError(f"{path} has {'near' if 'near' in meta else 'far'} without the other; give both, or neither.")
-    if bounds is None and "near" in meta: bounds = tuple(_number(meta[k], k, path) for k in ("near", "far"))
+    bounds = bounds or _stated_bounds(meta, path)
     split = {part: _named(meta, f"{part}_filenames", path) for part in SPLITS if meta.get(f"{part}_filenames")} or None
     near, far = bounds or _depths_of_meeting(views["poses"], path)
     return dict(**views, near=near, far=far, split=split)
@@ -603,7 +632,9 @@ def load_scene(name_or_path: str | os.PathLike,  # a name of `scene_names()`, a 
 
 def _read_layout(path, size, factor, bounds):
     "(kind, what the reader of that kind found) of a folder or a JSON file."
-    if path.is_file(): kind = "transforms"
+    if path.is_file():
+        if path.suffix.lower() != ".json": raise ValueError(f"{path} is a file that does not end in .json; give a scene's folder, or the transforms.json in it.")
+        kind = "transforms"
     else:
         marks = {"gt_metas.json": "BLEFF", "transforms_train.json": "Blender", "transforms.json": "transforms", "poses_bounds.npy": "LLFF"}
         kind = next((kind for mark, kind in marks.items() if (path / mark).is_file()), None)
@@ -612,7 +643,7 @@ def _read_layout(path, size, factor, bounds):
             raise ValueError(f"{path} {empty}; a scene's folder has one of {', '.join(marks)}, so name such a folder.")
     if factor is not None and kind != "LLFF": raise ValueError(f"factor is {factor!r}, and {path} is no LLFF scene with images_N; use size.")
     if kind == "transforms": return kind, _transforms(path if path.is_file() else path / "transforms.json", bounds)
-    return kind, {"BLEFF": _bleff, "Blender": _blender}[kind](path) if kind != "LLFF" else _llff(path, size, factor)
+    return kind, _bleff(path) if kind == "BLEFF" else _blender(path, bounds) if kind == "Blender" else _llff(path, size, factor)
 
 # %% ../../nbs/22_scenes.ipynb #18f54767
 def background_of(name_or_path: str | os.PathLike,  # as load_scene
