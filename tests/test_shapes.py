@@ -302,7 +302,7 @@ def bad_files(folder):
     Image.new("RGB", (8, 8)).save(folder / "png.obj", format="PNG"); Image.new("RGB", (8, 8)).save(folder / "jpg.ply", format="JPEG")
     corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
     (folder / "nan.obj").write_text("v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n"); (folder / "nofaces.obj").write_text(corners)
-    (folder / "index.obj").write_text(corners + "f 1 2 9\n"); (folder / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
+    (folder / "zero.obj").write_text("# f 0\n" + corners + "v 0 0 1\nf 4/1 2 3\nf\t 10/2 0/3 1\n"); (folder / "half.obj").write_text("v 0 0 0\nv 1 0\n"); (folder / "index.obj").write_text(corners + "f 1 2 9\n"); (folder / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
     trimesh.PointCloud(V).export(folder / "cloud.ply")
     (folder / "empty.obj").touch(); (folder / "page.ply").write_text("<html>"); (folder / "text.stl").write_text("no mesh"); (folder / "a.xyzzy").write_text("1"); (folder / "folder.obj").mkdir()
     trimesh.creation.box().export(folder / "box.ply"); data = (folder / "box.ply").read_bytes(); (folder / "cut.ply").write_bytes(data[:-30])
@@ -311,13 +311,21 @@ def bad_files(folder):
 
 @pytest.mark.parametrize("name,kind,words", [
     ("png.obj", ValueError, ["PNG image"]), ("jpg.ply", ValueError, ["JPEG image"]), ("nan.obj", ValueError, ["1 vertices with NaN"]), ("nofaces.obj", ValueError, ["no faces", "point cloud"]),
-    ("cloud.ply", ValueError, ["no faces", "2,562 points"]), ("index.obj", ValueError, ["damaged"]), ("point.obj", ValueError, ["no extent"]), ("empty.obj", ValueError, ["empty"]),
+    ("cloud.ply", ValueError, ["no faces", "2,562 points"]), ("index.obj", ValueError, ["damaged"]), ("zero.obj", ValueError, ["vertex number 0 in line 7", "from 1"]), ("half.obj", ValueError, ["cut off"]), ("point.obj", ValueError, ["no extent"]), ("empty.obj", ValueError, ["empty"]),
     ("page.ply", ValueError, ["cannot be read"]), ("text.stl", ValueError, ["holds no mesh"]), ("a.xyzzy", ValueError, [".obj, .off"]), ("cut.ply", ValueError, ["incomplete"]), ("cut.glb", ValueError, ["incomplete"]),
     ("folder.obj", IsADirectoryError, ["is a folder"]), ("bxo.ply", FileNotFoundError, ["near it", "box.ply"]), ("nowhere/a.obj", FileNotFoundError, ["no mesh file", "trefoil"])])
 def test_bad_files_are_one_sentence(tmp_path, name, kind, words):
     bad_files(tmp_path)
     with pytest.raises(kind) as e: load_shape(tmp_path / name)
     for word in [*words, name]: assert word in one_sentence(e)
+
+
+@pytest.mark.parametrize("face", ["f 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n", "# f 0 1 2\nf 1 3 2\nf 1 2 4 \nf\t1 4 3\nf 2 3 4\n", "f -4 -2 -3\nf -4 -3 -1\nf -4 -1 -2\nf -3 -2 -1\n"])
+def test_obj_faces_that_are_no_mistake_are_read(tmp_path, face):
+    "A 0 in a comment is not vertex 0, and negative numbers count from the end."
+    (tmp_path / "a.obj").write_text("g f 0\nv 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\n" + face)
+    shape = load_shape(tmp_path / "a.obj")
+    assert shape.report.closed and len(shape.faces) == 4 and inside(shape, shape.normalise([[.1, .1, .1], [.5, .5, .5]])).tolist() == [True, False]
 
 
 def test_names_and_missing_data(no_data):
@@ -415,6 +423,11 @@ def test_a_formula_without_a_name_is_not_kept(tmp_path):
     with pytest.raises(ValueError) as e: sample_points(balls[0], Sampling(300), workers=2)
     assert "workers=1" in one_sentence(e)
     assert shapes._trefoil(24).sha256 != shapes._trefoil(32).sha256
+
+
+def test_a_number_is_no_sampling():
+    "sample_points(shape, 100) ended in 'astuple() should be called on dataclass instances'."
+    with pytest.raises(TypeError, match=r"give a Sampling, such as Sampling\(100\)"): sample_points(in_cube(V, F), 100)
 
 
 def test_a_cache_that_takes_no_file(tmp_path):

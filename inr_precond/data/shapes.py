@@ -249,10 +249,18 @@ def _check_file(path):
     kind = next((kind for magic, kind in _IMAGES.items() if start.startswith(magic)), None)
     if kind: raise ValueError(f"{path} is {kind} image, whatever its name says; give a mesh.")
 
+def _check_obj(path):
+    "ValueError where faces are numbered from 0: the reader would take number 0 for the last vertex, and a wrong surface would be trained on."
+    content = path.read_bytes()
+    found = re.search(rb"^[ \t]*f[ \t](?:[^\n#]*[ \t])?0+(?=[/\s]|$)", content, re.MULTILINE)
+    line = content.count(b"\n", 0, found.end()) + 1 if found else 0
+    if found: raise ValueError(f"{path} has a face with vertex number 0 in line {line}, and OBJ counts vertices from 1; add 1 to each number of its faces, or write it again with a program that counts so.")
+
 def _read(path):
     "Vertices and faces in the file at `path`; every failure is one sentence."
     trimesh = _package("trimesh", "trimesh", "reading a mesh")
     _check_file(path)
+    if path.suffix.lower() == ".obj": _check_obj(path)
     try:
         mesh = trimesh.load(path, process=False)
         if hasattr(mesh, "geometry"): mesh = mesh.to_mesh()  # a scene
@@ -263,6 +271,7 @@ def _read(path):
     faces = getattr(mesh, "faces", np.zeros((0, 3)))
     if not len(mesh.vertices): raise ValueError(f"{path} holds no mesh that trimesh can find; it is damaged, or something else than its name says.")
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(faces, np.int64)
+    if vertices.shape[1:] != (3,): raise ValueError(f"{path} holds a vertex that has not three coordinates; it is damaged or incomplete (was its end cut off?), so fetch it again.")
     _check_arrays(vertices, faces, str(path)); _check_volume(vertices, faces, str(path))
     return _merged(vertices, faces)
 
@@ -694,6 +703,7 @@ def sample_points(shape: Shape,
                   ) -> PointSet:
     "Labelled training points, read from the cache where they are there whole, else drawn (and kept). Warns where the mesh is not closed."
     _check_shape(shape); _check_whole(1, workers=workers)
+    if not isinstance(sampling, Sampling): raise TypeError(f"sampling is {sampling!r} of type {type(sampling).__name__}; give a Sampling, such as Sampling({sampling if type(sampling) is int else 100_000}).")
     if cache is not None and re.search(" at 0x[0-9a-f]+", repr(shape.formula)):
         raise ValueError(f"shape {shape.name!r} has the formula {shape.formula!r}, which a later run could not tell from another, so its points cannot be kept; give an object whose repr says what it computes, such as a dataclass with __call__, or cache=None.")
     if workers > 1:
