@@ -47,13 +47,13 @@ import torch
 
 import inr_precond
 from . import metrics
-from .data.images import image_names, load_image
-from .data.scenes import HOLDOUTS, load_scene, scene_names
-from .data.shapes import Sampling, load_shape, sample_points, shape_names
+from .data.images import image_files, image_names, load_image
+from .data.scenes import HOLDOUTS, camera_files, load_scene, picture_files, scene_names
+from .data.shapes import Sampling, load_shape, sample_points, shape_files, shape_names
 from .inr import INR, GaborLayer, Gaussian, PositionalEncoding, ReLU, Sine, Wavelet, unfilled
 from .recipes import recipe, recipes
 from .render import DENSITIES, INITIALISATIONS, NDC, RULES, NeRFField, RadianceField
-from .train import SCHEDULES, PRODUCTS, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, RadianceTask, Trainer, configure_process, state_floats_per_parameter, stream, stream_seed, write_atomically
+from .train import SCHEDULES, PRODUCTS, STEP_MODES, BadCheckpoint, ImageTask, OccupancyTask, RadianceTask, Trainer, configure_process, psnr_of_mse, state_floats_per_parameter, stream, stream_seed, write_atomically
 
 # %% ../nbs/31_runs.ipynb #14ee0229
 ACTIVATIONS = {  # activation -> its own parameters and their defaults
@@ -202,8 +202,8 @@ def _check_device(value):
 def require_device(
     name: str,  # of a config's device
 ):
-    "ValueError, in one sentence, where torch has no such device on this machine."
-    device = torch.device(name)
+    "ValueError, in one sentence, where this is no device that torch knows, or none that it finds on this machine."
+    device = torch.device(_check_device(name))
     module = getattr(torch, device.type)
     found = 1 if device.type == "cpu" else module.device_count() if module.is_available() else 0
     if device.type != "cpu" and (device.index or 0) >= found:
@@ -266,21 +266,25 @@ def key_hash(resolved: dict) -> str:
 
 
 def _stamp(path):
-    "What changes when the file changes."
-    return (os.stat(path).st_mtime_ns, os.stat(path).st_size) if os.path.isfile(path) else None
+    "What changes when the file, or what a folder holds, changes; None where there is nothing."
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
-def _surroundings(name):
-    "All that a signal's name stands for depends on: the data folder, the working folder, the file."
-    return os.environ.get("INR_PRECOND_DATA"), os.getcwd(), _stamp(name)
+def _surroundings(files):
+    "All that a signal's name stands for depends on: the data folder, the working folder, the files."
+    return os.environ.get("INR_PRECOND_DATA"), os.getcwd(), tuple(map(_stamp, files))
 
 
 def image_data(
     name: str,  # an image's name or path
     size: int,  # its side in pixels
 ):  # ImageData
-    "load_image, remembered for the few images used last."
-    return _image_data(name, size, *_surroundings(name))
+    "load_image, remembered for the few images used last as long as their files do not change."
+    return _image_data(name, size, *_surroundings(image_files(name)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -291,8 +295,8 @@ def _image_data(name, size, *_):
 def shape_data(
     name: str,  # a shape's name or path
 ):  # Shape
-    "load_shape, remembered for the few shapes used last."
-    return _shape_data(name, *_surroundings(name))
+    "load_shape, remembered for the few shapes used last as long as their files do not change."
+    return _shape_data(name, *_surroundings(shape_files(name)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -305,8 +309,14 @@ def scene_data(
     size: int,  # the longer side of its pictures in pixels
     holdout: str | None = None,  # as load_scene
 ):  # Scene
-    "load_scene, remembered for the few scenes used last; the pictures of the embedded scene are kept in `.scenes` beside the runs of the store that was prepared last."
-    return _scene_data(name, size, holdout, *_surroundings(name))
+    "load_scene, remembered for the few scenes used last as long as their files do not change; the pictures of the embedded scene are kept in `.scenes` beside the runs of the store that was prepared last."
+    pictures = _picture_files(name, size, *_surroundings(camera_files(name)))
+    return _scene_data(name, size, holdout, *_surroundings([*camera_files(name), *pictures]))
+
+
+@functools.lru_cache(maxsize=8)
+def _picture_files(name, size, *_):
+    return picture_files(name, size)
 
 
 _RENDERED = {"folder": None}  # of rendered pictures; prepare_store sets it
@@ -486,12 +496,19 @@ def network(
     return INR(inputs, outputs, config.hidden_features, config.num_layers, **parts, **drawn)
 
 
-def _faces_forward(scene):
-    "ValueError where a ray does not run toward -z: normalised device coordinates are made for those that do."
-    corners = torch.tensor([[x, y] for x in (0, scene.width) for y in (0, scene.height)])
+def _near_plane(scene):
+    "Distance of NDC's near plane, before which nothing is seen. ValueError where a ray does not run toward -z, or begins beyond z = 0: normalised device coordinates are made for those that do not."
+    corners, plane = torch.tensor([[x, y] for x in (0, scene.width) for y in (0, scene.height)]), math.inf
     for k in range(len(scene)):  # a direction is linear in the pixel, so its extremes lie in the corners
-        if (scene.unproject(corners, torch.ones(4), k) - scene.poses[k, :, 3])[:, 2].max() >= 0:
+        first = scene.unproject(corners, torch.full((4,), scene.near), k)
+        plane = min(plane, -first[:, 2].max().item())
+        if (first - scene.poses[k, :, 3])[:, 2].max() >= 0:
             raise ValueError(f"ndc is True, and view {k} of scene {scene.name!r} has rays that do not run toward -z; normalised device coordinates are for cameras that all face forward (LLFF), so leave ndc out.")
+    if scene.inverse_depth:
+        return 1.0  # LLFF's scale puts all that is seen beyond 1, where nerf-pytorch has the plane
+    if plane <= 0:
+        raise ValueError(f"ndc is True, and what scene {scene.name!r} shows begins at z = {-plane:.4g}, in the units of its poses; normalised device coordinates need all of it at z < 0, so move the poses' origin to the cameras, or leave ndc out.")
+    return plane
 
 
 def _radiance_field(config, parts):
@@ -500,9 +517,7 @@ def _radiance_field(config, parts):
     views = PositionalEncoding(3, config.view_frequencies) if config.view_frequencies else None
     field = NeRFField(depth, width, view_encoding=views, skips=(depth // 2 + 1,), colour_features=max(1, width // 2), density=config.density, density_bias=config.density_bias,
                       centred_layers=config.centred_layers, initialisation=config.initialisation, **parts)
-    if config.ndc:
-        _faces_forward(scene)
-    ndc = NDC.of(scene.intrinsics[0], scene.height, scene.width) if config.ndc else None
+    ndc = NDC.of(scene.intrinsics[0], scene.height, scene.width, _near_plane(scene)) if config.ndc else None
     inverse = scene.inverse_depth and not config.ndc  # BARF's law for forward-facing scenes: 1/depth evenly from 1 to 0
     near, far = (0.0, 1.0) if config.ndc else (1.0, math.inf) if inverse else (scene.near, scene.far)
     return RadianceField(field, near, far, config.samples, inverse_depth=inverse, background=scene.background, rule=config.rule, density_noise=config.density_noise, ndc=ndc)
@@ -561,8 +576,21 @@ PAYLOAD = {"image": "prediction.npz", "occupancy": "weights.npz", "radiance": "w
 RESULTS = {task: ("config.json", "curve.csv", "evals.csv", file, "provenance.json") for task, file in PAYLOAD.items()}
 
 
+_NO_FILE = FileNotFoundError, IsADirectoryError, NotADirectoryError
+
+
+def _content(path) -> bytes:
+    "A file's content; OSError, in one sentence, where the system cannot give it just now: that is no damage, and nothing is rebuilt for it."
+    try:
+        return Path(path).read_bytes()
+    except _NO_FILE:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be read now ({error.strerror}); make it readable, or wait until its disk answers, and run again") from error
+
+
 def _sha256(path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(_content(path)).hexdigest()
 
 
 def _digest(metrics: dict) -> str:
@@ -573,23 +601,23 @@ def _digest(metrics: dict) -> str:
 def damage(
     folder,  # of a run
 ) -> str | None:
-    "What is wrong with a finished run's folder, in a few words; None where it is whole. A folder without metrics.json is 'not finished'."
+    "What is wrong with a finished run's folder, in a few words; None where it is whole. A folder without metrics.json is 'not finished'. OSError where a file is there and cannot be read now."
     folder = Path(folder)
     if not (folder / "metrics.json").exists():
         return "not finished"
     try:
-        summary = json.loads((folder / "metrics.json").read_text())
+        summary = json.loads(_content(folder / "metrics.json"))
         if summary["digest"] != _digest(summary) or sorted(summary["files"]) not in [sorted(names) for names in RESULTS.values()]:
             return "metrics.json was altered"
         for name, expected in summary["files"].items():
-            if not (folder / name).exists():
+            if not (folder / name).is_file():
                 return f"{name} is missing"
             if _sha256(folder / name) != expected:
                 return f"{name} does not match its checksum"
-        stored = json.loads((folder / "config.json").read_text())
+        stored = json.loads(_content(folder / "config.json"))
         if not folder.name == stored["key"] == summary["key"] or not stored["key"].endswith(key_hash(stored["resolved"])):
             return "its config is not the one that its name stands for"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_NO_FILE, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"metrics.json or config.json cannot be read ({type(error).__name__})"
     return None
 
@@ -753,7 +781,7 @@ def final_radiance(
 def _view_metrics(made, real):
     "psnr, ssim, ssim_zeros (with a border of zeros), lpips of a picture; None where there is no such number."
     side, shown = min(real.shape[:2]), made.clamp(0, 1)
-    return {"psnr": metrics.psnr(made, real), "ssim": metrics.ssim(shown, real) if side >= 11 else None, "ssim_zeros": metrics.ssim(shown, real, border="zeros") if side >= 11 else None,
+    return {"psnr": min(metrics.psnr(made, real), psnr_of_mse(0.0)), "ssim": metrics.ssim(shown, real) if side >= 11 else None, "ssim_zeros": metrics.ssim(shown, real, border="zeros") if side >= 11 else None,
             "lpips": metrics.lpips(shown, real) if side >= 31 and metrics.lpips_weights() else None}
 
 
@@ -833,7 +861,10 @@ def training_slot(
     stop: Callable = lambda: False,  # asked while waiting; True ends it with KeyboardInterrupt
 ):
     "Hold one of the places for trainings that all processes of a store share where INR_PRECOND_SLOTS gives their number; where it is unset there is no limit."
-    count = int(os.environ.get("INR_PRECOND_SLOTS") or 0)
+    given = os.environ.get("INR_PRECOND_SLOTS") or "0"
+    if not re.fullmatch("[0-9]{1,9}", given):
+        raise ValueError(f"INR_PRECOND_SLOTS is {given!r}; give the number of trainings at a time, or leave it unset for no limit")
+    count = int(given)
     (Path(store) / ".locks").mkdir(exist_ok=True)
     with contextlib.ExitStack() as opened:
         places = [opened.enter_context(open(Path(store) / ".locks" / f"slot-{k}", "ab")) for k in range(count)]

@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from functools import cache
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_graph import RECORDERS
 
-from inr_precond import claims, figures, metrics, occupancy, radiance, reproduce, runs
+from inr_precond import claims, figures, metrics, occupancy, radiance, render, reproduce, runs
 from inr_precond.curvature import Problem, hessian, hvp
 from inr_precond.data.scenes import Scene, fingerprint, sphere_poses
 from inr_precond.optim import ESGD, Adam
@@ -480,6 +481,80 @@ def test_ndc_is_for_cameras_that_face_forward(fern, tmp_path):
     "Catches a field that trains in coordinates which its rays do not have."
     with pytest.raises(RunError, match="ndc is True, and view .* 'knot' .*leave ndc out"):
         run(RunConfig(**SMALL, recipe="adam/released", ndc=True), tmp_path)
+
+
+def test_ndc_begins_where_the_scene_does(fern, tmp_path):
+    "A plane at 1 whatever the scene: what lies nearer is cut off without a word. LLFF's own scale keeps 1."
+    from test_scenes import front, write_json
+    own = write_json(tmp_path / "own" / "transforms.json", replace_world(front(), 5.), near=.2, far=5.)
+    scene, common = runs.scene_data(str(own), 8), {**SMALL, "scene": str(own), "view_size": 8, "ndc": True}
+    model = runs.network(RunConfig(**common))
+    origins, directions = zip(*(render.view_rays(pose, k, scene.height, scene.width) for pose, k in zip(scene.poses, scene.intrinsics)))
+    first = torch.stack(origins) + .2 * torch.stack(directions)                        # where each ray of each view begins
+    assert 0 < model.ndc.near <= -first[..., 2].max() and model.ndc.near > -first[..., 2].max() - .05
+    assert runs.network(RunConfig(**{**SMALL, "scene": fern, "view_size": 24, "ndc": True})).ndc.near == 1.
+    behind = write_json(tmp_path / "behind" / "transforms.json", replace_world(front(), -5.), near=.2, far=5.)
+    with pytest.raises(ValueError, match="begins at z = .*move the poses' origin") as caught: runs.network(RunConfig(**{**common, "scene": str(behind)}))
+    assert "\n" not in str(caught.value)
+
+
+def replace_world(scene, ahead):
+    "The scene with its cameras moved by so much along -z, and the principal point in the middle."
+    poses = scene.poses.clone(); poses[:, 2, 3] -= ahead
+    k = scene.intrinsics.clone(); k[:, 2:] = torch.tensor([scene.width / 2, scene.height / 2])
+    return dataclasses.replace(scene, poses=poses, intrinsics=k)
+
+
+@pytest.mark.parametrize("edit", ["camera", "picture", "split"])
+def test_a_scene_that_is_edited_is_another_scene(tmp_path, edit):
+    "In a notebook the old scene came back, and its run, for an edited folder: only plain files were looked at."
+    from test_scenes import front, write_blender
+    folder = write_blender(tmp_path / "own", front())
+    config = RunConfig(**{**SMALL, "scene": str(folder), "view_size": 8})
+    before, path = config.key, folder / "transforms_train.json"
+    meta = json.loads(path.read_text())
+    if edit == "camera": path.write_text(json.dumps({**meta, "camera_angle_x": .9 * meta["camera_angle_x"]}))
+    elif edit == "split": path.write_text(json.dumps({**meta, "frames": meta["frames"][:-1]}))
+    else:
+        from PIL import Image
+        picture = folder / "train" / "002.png"; stamp = picture.stat().st_mtime_ns
+        Image.new("RGB", Image.open(picture).size, "red").save(picture); os.utime(picture, ns=(stamp + 1_000_000, stamp + 1_000_000))
+    assert config.key != before
+
+
+def test_a_named_scan_that_is_edited_is_another_shape(tmp_path, monkeypatch):
+    "As above, for $INR_PRECOND_DATA/meshes/bimba.obj and div2k/test_14.png."
+    import trimesh
+    from PIL import Image
+    (tmp_path / "meshes").mkdir(); (tmp_path / "div2k").mkdir()
+    monkeypatch.setenv("INR_PRECOND_DATA", str(tmp_path))
+    trimesh.creation.box().export(tmp_path / "meshes" / "bimba.obj"); Image.new("RGB", (8, 8)).save(tmp_path / "div2k" / "test_14.png")
+    configs = [RunConfig(task="occupancy", shape="bimba"), RunConfig(image="lion", image_size=8)]
+    before = [c.key for c in configs]
+    trimesh.creation.icosphere(1).export(tmp_path / "meshes" / "bimba.obj"); Image.new("RGB", (9, 9), "red").save(tmp_path / "div2k" / "test_14.png")
+    assert all(c.key != key for c, key in zip(configs, before))
+    assert [c.key for c in configs] == [c.key for c in configs]
+
+
+def test_a_view_without_any_error_ends_a_run(tmp_path):
+    "An infinite PSNR is no JSON: the training was finished and could not be written, again and again."
+    from PIL import Image
+    from test_scenes import front, write_blender
+    folder = write_blender(tmp_path / "own", front())
+    for file in folder.rglob("*.png"): Image.new("RGBA", (12, 9), (0, 0, 0, 0)).save(file)
+    done = run(RunConfig(**{**SMALL, "scene": str(folder), "view_size": 8, "density": "relu", "density_bias": -1000., "steps": 2}, recipe="adam/released"), tmp_path / "runs")
+    assert done.final["view_psnr"] == [200.] * len(done.final["view_psnr"]) and done.final["psnr"] == 200.
+
+
+def test_gauss_newton_resumed_equals_uninterrupted(tmp_path):
+    "A radiance field's layers are seen from outside, by probes whose generator the checkpoint did not hold."
+    config = RunConfig(**{**SMALL, "steps": 30}, recipe="gauss-newton/exact", seed=1)
+    whole = run(config, tmp_path / "a")
+    for limit in (7, 1, 12):
+        left = iter(range(limit))
+        with pytest.raises(KeyboardInterrupt): run(config, tmp_path / "b", stop=lambda: next(left, None) is None)
+    other = run(config, tmp_path / "b")
+    assert (whole.folder / "weights.npz").read_bytes() == (other.folder / "weights.npz").read_bytes() and whole.curve.loss.equals(other.curve.loss)
 
 
 def test_the_search_ends_at_the_laptops_plan():

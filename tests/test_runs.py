@@ -445,6 +445,44 @@ def test_a_checkpoint_that_names_no_run_is_not_continued(small, finished, tmp_pa
         assert results(run(small(), tmp_path)) == results(finished[1])
 
 
+@pytest.mark.parametrize("name", ["evals.csv", "prediction.npz", "metrics.json", "config.json"])
+def test_a_file_that_cannot_be_read_now_is_no_damage(finished, tmp_path, monkeypatch, name):
+    "One passing read error of a disk made a finished run 'damaged', removed its folder and trained it again."
+    config, done = finished
+    folder = shutil.copytree(done.folder, tmp_path / config.key)
+    (folder / "note.txt").write_text("mine")
+    read = Path.read_bytes
+
+    def broken(self):
+        if self.name == name and self.parent == folder:
+            raise OSError(5, "Input/output error")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    for attempt in (lambda: damage(folder), lambda: run(config, tmp_path), lambda: sweep([config], tmp_path, progress=False)):
+        with pytest.raises(OSError, match=f"{name} cannot be read now .Input/output error.*run again") as caught:
+            attempt()
+        assert "\n" not in str(caught.value) and caught.value.errno == 5
+    monkeypatch.undo()
+    no_training(monkeypatch)
+    assert run(config, tmp_path).metrics_sha256 == done.metrics_sha256 and (folder / "note.txt").exists()
+
+
+def test_a_wrong_number_of_slots_is_one_sentence(small, tmp_path, monkeypatch):
+    "It ended in int()'s 'invalid literal'."
+    monkeypatch.setenv("INR_PRECOND_SLOTS", "abc")
+    with pytest.raises(RunError, match="INR_PRECOND_SLOTS is 'abc'; give the number of trainings"):
+        run(small(), tmp_path)
+
+
+@pytest.mark.parametrize("name, words", [("foo", "accepted are 'cpu', 'cuda'"), ("5", "accepted are"), ("cuda:7", "finds (no|only .*) CUDA device")])
+def test_a_device_that_is_not_here_is_one_sentence(name, words):
+    if name.startswith("cuda") and torch.cuda.device_count() > 7:
+        pytest.skip("this machine has eight GPUs")
+    with pytest.raises(ValueError, match=words):
+        runs.require_device(name)
+
+
 def obstruct_checkpoint(folder):
     folder.mkdir()
     (folder / "checkpoint.pt").mkdir()

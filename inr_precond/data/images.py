@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 # %% auto #0
-__all__ = ['MAX_PIXELS', 'DIV2K', 'ImageData', 'expected_root', 'data_root', 'image_names', 'load_image', 'default_image',
-           'free_pictures']
+__all__ = ['MAX_PIXELS', 'DIV2K', 'ImageData', 'expected_root', 'data_root', 'image_names', 'image_files', 'load_image',
+           'default_image', 'free_pictures']
 
 # %% ../../nbs/20_images.ipynb #bba19896
 @dataclass(frozen=True, eq=False)
@@ -156,13 +156,19 @@ def image_names() -> list[str]:
 # %% ../../nbs/20_images.ipynb #5ea58ac2
 def _div2k(name, size):
     "Pixels of a DIV2K crop, from div2k/test_NN.png or the owners' data_div2k.npz."
-    item, root = DIV2K[name], expected_root()
-    path = root / "div2k" / f"test_{item:02d}.png"
+    item, root, (path, *packs) = DIV2K[name], expected_root(), image_files(name)
     if path.exists(): return _open(path, size)
-    for packed in (root / "div2k" / "data_div2k.npz", root / "data_div2k.npz"):
+    for packed in packs:
         if packed.exists(): return _packed(packed, item, size)
     raise FileNotFoundError(f"image {name!r} needs {path}, which is not there; run `python data_scripts/div2k.py --root {root}`, set INR_PRECOND_DATA to the folder that holds div2k/, "
                             "or use image 'astronaut', which needs no data.")
+
+def image_files(name_or_path) -> list[Path]:  # as load_image
+    "The files that decide what `load_image` gives, whether or not they are there."
+    if name_or_path == "astronaut": return []
+    if name_or_path not in DIV2K: return [Path(name_or_path)]
+    root = expected_root()
+    return [root / "div2k" / f"test_{DIV2K[name_or_path]:02d}.png", root / "div2k" / "data_div2k.npz", root / "data_div2k.npz"]
 
 def _astronaut(size):
     "Pixels of scikit-image's astronaut, from its file where it is in its place: astronaut() imports skimage.io and its colour conversions for it."
@@ -209,9 +215,7 @@ def load_image(name_or_path: str | os.PathLike,  # a name of `image_names()` or 
 
 def default_image() -> str:  # "lion" or "astronaut"
     "The paper's image where its data are here, else the one that needs none."
-    root = data_root()
-    ready = root is not None and any((root / p).is_file() for p in ("div2k/test_14.png", "div2k/data_div2k.npz", "data_div2k.npz"))
-    return "lion" if ready else "astronaut"
+    return "lion" if data_root() is not None and any(file.is_file() for file in image_files("lion")) else "astronaut"
 
 # %% ../../nbs/20_images.ipynb #7259651f
 _PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg")  # colour photographs that scikit-image may bring along

@@ -27,7 +27,8 @@ from .shapes import Rays, _check_whole, _vertex_normals, _write, load_shape
 # %% auto #0
 __all__ = ['SPLITS', 'TOLERANCE', 'IMAGE_SUFFIXES', 'KEPT', 'HOLDOUTS', 'BLENDER_BOUNDS', 'BLEFF_BOUNDS', 'LLFF', 'BLENDER',
            'BLEFF', 'BLEFF_VARIANT', 'RAYS', 'KNOT_VIEWS', 'KNOT_TURN', 'Scene', 'meeting_point', 'scene_names',
-           'default_scene', 'load_scene', 'background_of', 'fingerprint', 'look_at', 'sphere_poses', 'visual_hull']
+           'default_scene', 'load_scene', 'camera_files', 'picture_files', 'background_of', 'fingerprint', 'look_at',
+           'sphere_poses', 'visual_hull']
 
 # %% ../../nbs/22_scenes.ipynb #95edeb7b
 class _Views:
@@ -646,6 +647,20 @@ def _read_layout(path, size, factor, bounds):
     return kind, _bleff(path) if kind == "BLEFF" else _blender(path, bounds) if kind == "Blender" else _llff(path, size, factor)
 
 # %% ../../nbs/22_scenes.ipynb #18f54767
+def camera_files(name_or_path: str | os.PathLike,  # as load_scene
+                 ) -> list[Path]:
+    "A scene's folder and what lies in it, in which no picture may come, go or get another camera without a trace; the errors of load_scene where there is no such scene."
+    if name_or_path == "knot": return []
+    path = _found(name_or_path)[0]
+    folder = path.parent if path.is_file() else path
+    return [folder, *sorted(folder.iterdir())]
+
+def picture_files(name_or_path: str | os.PathLike,  # as load_scene
+                  size: int | None = None,
+                  ) -> list[Path]:
+    "The pictures that `load_scene` reads at a size. The errors of load_scene."
+    return [] if name_or_path == "knot" else list(_read_layout(_found(name_or_path)[0], size, None, (1., 2.))[1]["files"])
+
 def background_of(name_or_path: str | os.PathLike,  # as load_scene
                   ) -> str | None:  # "white" or None
     "The background of a scene, from its name or its cameras and first picture alone. The errors of load_scene."

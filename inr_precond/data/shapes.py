@@ -29,7 +29,7 @@ from .images import data_root, expected_root
 
 # %% auto #0
 __all__ = ['LONGEST', 'SUFFIXES', 'BATCH', 'SHAPES', 'DIRECTIONS', 'STEP', 'MAX_HITS', 'CHUNK', 'VIEWS', 'BACKGROUND', 'COLOUR',
-           'Shape', 'MeshReport', 'inspect_mesh', 'Trefoil', 'extract_shape', 'save_mesh', 'shape_names',
+           'Shape', 'MeshReport', 'inspect_mesh', 'Trefoil', 'extract_shape', 'save_mesh', 'shape_names', 'shape_files',
            'default_shape', 'load_shape', 'repaired', 'Rays', 'winding_number', 'inside', 'Sampling', 'PointSet',
            'sample_surface', 'sample_points', 'View', 'render', 'compare', 'Turntable', 'turntable']
 
@@ -393,6 +393,11 @@ def _file_of(name):
     "The file of a named scan in the data folder, or None."
     root = data_root()
     return root and next((p for p in (root / "meshes" / f"{name}{suffix}" for suffix in SUFFIXES) if p.is_file()), None)
+
+def shape_files(name_or_path) -> list[Path]:  # as load_shape
+    "The files that decide what `load_shape` gives; none where a scan is not there."
+    if name_or_path == "trefoil": return []
+    return [file for file in [_file_of(name_or_path)] if file] if name_or_path in SHAPES else [Path(name_or_path)]
 
 def default_shape() -> str:  # "armadillo" or "trefoil"
     "The paper's first scan where it is here, else the shape that needs no data."

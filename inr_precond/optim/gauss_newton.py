@@ -61,7 +61,9 @@ def _outsiders(self, params) -> list:
     return [p for p in params if id(p) not in self._place or self._place[id(p)][0] not in self._seen]
 
 @patch_to(GaussNewton)
-def _draws(self, kinds): return LayerWise._draws(self, kinds) or any(id(p) not in self._place for g in self.param_groups for p in g["params"])
+def _draws(self, kinds):
+    "What `_look_outside` has drawn counts, too: which layers' own forward does not run is known after the first step alone."
+    return LayerWise._draws(self, kinds) or self._generator is not None or any(id(p) not in self._place for g in self.param_groups for p in g["params"])
 
 @patch_to(GaussNewton)
 def _sweepable(self, problem, params): return LayerWise._sweepable(self, problem, params) and all(id(p) in self._place for p in params)
