@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from . import figures
 from .data.shapes import default_shape
-from .runs import RunConfig, on_device, recorded
+from .runs import RunConfig, on_device, recorded, signals
 
 # %% ../nbs/41_occupancy.ipynb #35331c1b
 PAPER = ("armadillo", "bimba", "gargoyle", "dragon")  # the shapes of Figure 6
@@ -76,7 +76,7 @@ def shapes_of(
 ) -> list:  # the named ones, or of the others as many as the scale has
     "The shapes of a scale."
     if shape:
-        return [name.strip() for name in shape.split(",")]
+        return signals(shape)
     return (list(PAPER) if default_shape() in PAPER else [default_shape()])[: SETTINGS[scale].shapes]
 
 

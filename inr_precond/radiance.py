@@ -21,7 +21,7 @@ from . import figures
 from .data.scenes import BLEFF, BLENDER, LLFF, background_of, fingerprint, meeting_point
 from .metrics import lpips_weights
 from .render import RadianceField, orbit, render_view, spiral
-from .runs import RunConfig, on_device
+from .runs import RunConfig, on_device, signals
 from .train import evaluated_views, psnr_of_mse
 
 # %% ../nbs/42_radiance.ipynb #d70d8f45
@@ -158,7 +158,7 @@ def scenes_of(
 ) -> list:  # the named ones, or of the others as many as the scale has
     "The scenes of a dataset at a scale."
     if scene:
-        return [name.strip() for name in scene.split(",")]
+        return signals(scene)
     return (available(SCENES[data]) or ["knot"])[: SETTINGS[scale].scenes]
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TASKS', 'DTYPES', 'DEVICES', 'FORMAT', 'HELD_OUT', 'TASK_CLASSES', 'LEVELS', 'PAYLOAD', 'RESULTS',
-           'RECORDS', 'Options', 'require_device', 'canonical_json', 'key_hash', 'image_data', 'shape_data',
+           'RECORDS', 'Options', 'require_device', 'canonical_json', 'key_hash', 'signals', 'image_data', 'shape_data',
            'scene_data', 'Identity', 'TaskFields', 'RunConfig', 'on_device', 'network', 'task_of', 'trainer',
            'level_text', 'eval_columns', 'damage', 'Run', 'processor', 'commit', 'provenance', 'final_metrics',
            'final_occupancy', 'final_radiance', 'locked', 'training_slot', 'active', 'RunError', 'prepare_store', 'run',
@@ -277,6 +277,13 @@ def _stamp(path):
 def _surroundings(files):
     "All that a signal's name stands for depends on: the data folder, the working folder, the files."
     return os.environ.get("INR_PRECOND_DATA"), os.getcwd(), tuple(map(_stamp, files))
+
+
+def signals(
+    value: str,  # of a parameter image, shape or scene
+) -> list:  # of str
+    "The names and paths in a text that separates them by commas; what is there as a file or folder of this very name is one, commas and all."
+    return [value] if os.path.exists(value) else [part.strip() for part in value.split(",") if part.strip()]
 
 
 def image_data(

@@ -252,7 +252,8 @@ def test_selection_keeps_the_others_in_the_report(place):
     (["-p", "seeds=-3"], ["seeds is -3", "at least 1"]), (["-p", "seeds=[1,'a']"], ["seeds is [1, 'a']", "list"]), (["-p", "seeds=[1,1]"], ["seeds is [1, 1]", "different"]), (["-p", "seeds=[]"], ["seeds is []"]),
     (["-p", "seeds=True"], ["seeds is True"]), (["-p", "seeds=two"], ["seeds is 'two'"]), (["-p", "seeds=1.0"], ["seeds is 1.0"]), (["-p", "seeds=[9223372036854775808]"], ["seeds is"]), (["-p", "image=5"], ["image is 5", "lion"]), (["-p", "image=True"], ["image is True"]),
     (["-p", "workers=0"], ["workers is 0", "at least 1"]), (["-p", "workers=2.5"], ["workers is 2.5"]), (["-p", "image=lyon"], ["lyon", "lion"]), (["-p", "steps={1, 2}"], ["steps", "JSON"]),
-    (["--notebooks", "nowhere"], ["nowhere", "--notebooks"])])
+    (["-p", "device=cuda:7777"], ["device is 'cuda:7777'"]), (["-p", "device=foo"], ["device is 'foo'", "'cpu'"]), (["-p", "device=5"], ["device is 5", "'cpu'"]), (["-p", "image=astronaut,astronaut"], ["takes one image", "fig05_image"]), (["-p", "image=,"], ["names nothing"]),
+    (["-p", "image=astronaut,lyon"], ["lyon", "lion"]), (["--notebooks", "nowhere"], ["nowhere", "--notebooks"])])
 def test_wrong_command(place, capsys, arguments, parts):
     "A mistake is one sentence with what is accepted, before anything is executed or written."
     notebook(place / "nbs", "fig05_image", "finish('fig05_image')")
@@ -287,6 +288,36 @@ def test_image_path_is_seen_from_the_notebook(place):
     from PIL import Image
     Image.linear_gradient("L").convert("RGB").save("mine.png")
     assert reproduce.given_parameters(reproduce.arguments(["--image", "mine.png"])) == {"image": str((place / "mine.png").resolve())}
+
+
+def test_several_images_where_a_notebook_takes_them(place):
+    "Its parameter says 'separated by commas', and the command line refused any comma; a file with a comma in its name was taken, and then split."
+    from PIL import Image
+
+    from inr_precond.runs import signals
+    for name in ("mine.png", "one,two.png"): Image.linear_gradient("L").convert("RGB").save(name)
+    several = PARAMETERS.replace("image = None", "image = None  # names or paths, separated by commas")
+    notebook(place / "nbs", "many", "finish('many')", several); notebook(place / "nbs", "one", "finish('one')")
+    read = lambda image, only="many": reproduce.prepare(reproduce.arguments(["--notebooks", "nbs", "--only", only, "--image", image]))[0][0].parameters["image"]
+    mine, comma = (str((place / name).resolve()) for name in ("mine.png", "one,two.png"))
+    assert read("astronaut, mine.png") == f"astronaut,{mine}" and signals(read("astronaut, mine.png")) == ["astronaut", mine]
+    assert read("one,two.png") == comma and signals(comma) == [comma] and reproduce.given_paths({"image": f"astronaut,{mine}"}) == [mine] and reproduce.given_paths({"image": comma}) == [comma]
+    with pytest.raises(reproduce.BatchError, match="one takes one image; .*: many"): read("astronaut,mine.png", "one,many")
+    Path("two.png").write_bytes(Path("mine.png").read_bytes()); (place / "a,b").mkdir()
+    Path("a,b/c.png").write_bytes(Path("mine.png").read_bytes()); (place / "link").symlink_to("a,b")
+    with pytest.raises(reproduce.BatchError, match="has a comma in it"): read("mine.png,link/c.png")
+
+
+def test_a_failure_keeps_what_the_last_good_execution_gave(place):
+    "A wrong parameter found in the notebook removed the good record and overwrote the good notebook before."
+    good = "finish('a') if seeds != 2 else 1 / 0"
+    notebook(place / "nbs", "a", good)
+    assert batch() == 0
+    kept = {name: Path("results/smoke", name).read_bytes() for name in ("notebooks/a.ipynb", "experiments/a.json", "state/a.json")}
+    for _ in range(2):                                                                  # a second failure must not replace it by the first
+        assert batch("--seeds", "2") == 1 and state("a")["status"] == "failed" and "previous" in state("a")["error"]
+        assert {name: Path("results/smoke/previous", name).read_bytes() for name in kept} == kept and not Path("results/smoke/experiments/a.json").exists()
+    assert batch() == 0 and state("a")["status"] == "ran" and not [f for f in Path("results/smoke/previous").rglob("*") if f.is_file()]
 
 
 def test_results_folder_cannot_be_made(place, capsys):
