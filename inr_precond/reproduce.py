@@ -8,8 +8,8 @@ __all__ = ['KINDS', 'SCALES', 'BatchError', 'closest', 'discover', 'accepted_par
            'before_execution', 'after_execution', 'why', 'read_state', 'data_setting', 'records_setting',
            'start_notebook', 'stop_notebook', 'failure', 'Display', 'active_runs', 'Job', 'recall', 'now', 'machine',
            'Execution', 'gather', 'judge', 'run_batch', 'may_start', 'side_by_side', 'only_batch', 'disk_sentence',
-           'arguments', 'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'show_list', 'summary',
-           'verdict_lines', 'stoppable', 'main']
+           'arguments', 'check_common', 'given_parameters', 'notebooks_folder', 'prepare', 'without_records',
+           'show_list', 'summary', 'verdict_lines', 'stoppable', 'main']
 
 # %% ../nbs/33_reproduce.ipynb #e7a58103
 import argparse
@@ -601,6 +601,19 @@ def prepare(args):
     return [Job(p, parameters.get(p.stem, {}), p.stem in names) for p in paths], out
 
 # %% ../nbs/33_reproduce.ipynb #db259336
+def without_records(jobs):
+    "A sentence for each picture, shape or scene of the selected notebooks that no record has: `--recorded` trains its runs."
+    from inr_precond.data import images, scenes, shapes
+    from inr_precond.runs import RECORDS, signals
+    defaults = {"image": images.default_image, "shape": shapes.default_shape, "scene": scenes.default_scene}
+    held = {record["resolved"].get(kind) for record in (json.loads(f.read_text(encoding="utf-8")) for f in RECORDS.glob("*.json")) for kind in KINDS}
+    wanted = {}
+    for job in (job for job in jobs if job.selected):
+        for kind in (kind for kind in KINDS if kind in accepted_parameters(job.path)):
+            for name in signals(job.parameters.get(kind) or defaults[kind]()):
+                if not {name, Path(name).stem} & held: wanted.setdefault(f"the {kind} {Path(name).stem!r}", []).append(job.name)
+    return [f"No record has {what}, so its runs are trained ({', '.join(names)}). The paper's pictures, shapes and scenes have records, which are read where INR_PRECOND_DATA names their data." for what, names in wanted.items()]
+
 def show_list(jobs, out):
     "What there is, and what would be executed."
     for job in jobs:
@@ -651,6 +664,7 @@ def main(argv=None):
         if args.recorded: os.environ["INR_PRECOND_RECORDS"] = str(_recorded_file("").parent)
         jobs, out = prepare(args)
         if args.list: return show_list(jobs, out) or 0
+        if args.recorded: print(*without_records(jobs), sep="\n", flush=True)
         if args.exit_with_parent: _follow_parent()
         with stoppable(), only_batch(out): return _finish(jobs, out, args)
     except BatchError as error: print(error, file=sys.stderr); return 2

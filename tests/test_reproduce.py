@@ -141,6 +141,19 @@ def test_recorded_reaches_the_notebooks_as_a_full_path(monkeypatch, tmp_path):
     assert reproduce.before_execution(notebook, {}) != trained
 
 
+def test_recorded_says_what_it_has_to_train(place, monkeypatch, capsys):
+    "Without data `--recorded` trained the embedded scene for hours, of which there is no record, and did not say why."
+    from inr_precond import runs
+    monkeypatch.setenv("INR_PRECOND_RECORDS", "")                                       # the command sets it; this puts it back
+    monkeypatch.setattr(runs, "RECORDS", place / "kept")
+    (place / "kept").mkdir(); (place / "kept" / "a.json").write_text(json.dumps({"resolved": {"image": "astronaut"}}))
+    (place / "kept" / "b.json").write_text(json.dumps({"resolved": {"scene": "lego"}}))
+    notebook(place / "nbs", "picture", "finish('picture')"); notebook(place / "nbs", "scenes", "finish('scenes')", PARAMETERS.replace("image = None", "scene = None"))
+    assert batch("--recorded") == 0
+    said = capsys.readouterr().out
+    assert "No record has the scene 'knot', so its runs are trained (scenes)." in said and "INR_PRECOND_DATA" in said and "'astronaut'" not in said
+
+
 def test_only_what_changed_is_executed_again(place, monkeypatch, capsys):
     "Source, parameters, library, data, runs and outputs: each change is seen and named; without one nothing is executed."
     notebook(place / "nbs", "a", "finish('a', [{'key': 'r', 'metrics_sha256': __import__('hashlib').sha256(b'x').hexdigest()}], [{'name': 'astronaut', 'sha256': '', 'source': ''}])")
