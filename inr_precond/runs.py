@@ -502,7 +502,7 @@ def network(
         return _radiance_field(config, {**parts, **drawn})
     return INR(inputs, outputs, config.hidden_features, config.num_layers, **parts, **drawn)
 
-
+# %% ../nbs/31_runs.ipynb #0863cf27
 def _near_plane(scene):
     "Distance of NDC's near plane, before which nothing is seen. ValueError where a ray does not run toward -z, or begins beyond z = 0: normalised device coordinates are made for those that do not."
     corners, plane = torch.tensor([[x, y] for x in (0, scene.width) for y in (0, scene.height)]), math.inf
@@ -582,7 +582,7 @@ def eval_columns(task) -> list:
 PAYLOAD = {"image": "prediction.npz", "occupancy": "weights.npz", "radiance": "weights.npz"}  # what a run's figures are drawn from
 RESULTS = {task: ("config.json", "curve.csv", "evals.csv", file, "provenance.json") for task, file in PAYLOAD.items()}
 
-
+# %% ../nbs/31_runs.ipynb #8cc57ac4
 _NO_FILE = FileNotFoundError, IsADirectoryError, NotADirectoryError
 
 

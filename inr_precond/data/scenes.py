@@ -455,6 +455,7 @@ def _frames(path):
     if twice is not None: raise ValueError(f"frame {twice} of {path} names the picture {files[twice].name}, which frame {files.index(files[twice])} names too; a picture has one camera, so remove one of them.")
     return dict(files=files, poses=np.stack(poses), intrinsics=np.array(intrinsics), sizes=np.array(sizes)), meta
 
+# %% ../../nbs/22_scenes.ipynb #9676beb1
 def _stated_bounds(meta, path):
     "(near, far) that a transforms file states, None where it states neither."
     if ("near" in meta) != ("far" in meta): raise ValueError(f"{path} has {'near' if 'near' in meta else 'far'} without the other; give both, or neither.")
