@@ -463,7 +463,7 @@ def _stated_bounds(meta, path):
 
 BLENDER_BOUNDS = (2., 6.)  # of files that state none, as nerf-pytorch and BARF have it: the cameras stand 4 from the origin
 
-def _blender(folder, bounds):
+def _blender(folder, bounds=None):
     "What `load_scene` needs of a folder with transforms_train.json and its like."
     parts, split, stated, n = [], {}, {}, 0
     for name in SPLITS:
