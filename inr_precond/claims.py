@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'FORMS', 'TAIL', 'REPRODUCED', 'REJECTED', 'UNDECIDED', 'NOT_RUN', 'FACTOR', 'DECIBELS', 'END_UNITS', 'E',
            'J', 'KFAC', 'SHAMPOO', 'RIVALS', 'RELEASED_OR_MENDED', 'OCCUPANCY', 'RADIANCE', 'WARM_RELEASED',
-           'WARM_MENDED', 'OWN', 'CHAPTER', 'BATCH', 'RECORDS', 'SAMPLES', 'BLOCKS', 'Part', 'Claim', 'register',
-           'claim', 'lower_limit', 'limits', 'EvidenceError', 'PartResult', 'judge_part', 'Verdict', 'combine',
-           'pieces', 'judge', 'race_part', 'lead_part', 'lower_part', 'equal_part', 'faster', 'ends_above', 'held_out',
-           'more_than_half', 'evidence', 'from_rows', 'estimators_samples', 'bound_samples', 'adam_samples',
-           'own_evidence', 'collect', 'unregistered', 'shown', 'effect_text', 'table_text']
+           'WARM_MENDED', 'OWN', 'CHAPTER', 'BATCH', 'RECORDS', 'SAMPLES', 'BLOCKS', 'NO_LIMIT', 'Part', 'Claim',
+           'register', 'claim', 'lower_limit', 'limits', 'EvidenceError', 'PartResult', 'judge_part', 'Verdict',
+           'combine', 'pieces', 'judge', 'race_part', 'lead_part', 'lower_part', 'equal_part', 'faster', 'ends_above',
+           'held_out', 'more_than_half', 'evidence', 'from_rows', 'estimators_samples', 'bound_samples', 'adam_samples',
+           'own_evidence', 'collect', 'unregistered', 'shown', 'verdict_words', 'effect_text', 'table_text']
 
 # %% ../nbs/32_claims.ipynb #6a5db43b
 import difflib
@@ -699,20 +699,34 @@ def unregistered(entries):
     return sorted({name for block in blocks if isinstance(block, dict) for name in block} - set(CLAIMS))
 
 # %% ../nbs/32_claims.ipynb #9bfacfd8
-def shown(value, unit):
-    "A difference or margin as a number: the ratio itself for the logarithm of a ratio of times; '?' where there is none."
+def shown(value, unit, digits=3):  # digits: significant ones
+    "A difference or margin as a number: the ratio itself for the logarithm of a ratio of times; a zero without a sign; '?' where there is none."
     if value is None or not math.isfinite(value): return "?"
-    if unit.startswith("ln ratio of"): return f"{math.exp(value):.3g}"
-    return f"{value:+.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:+.1e}"
+    if unit.startswith("ln ratio of"): return f"{math.exp(value):.{digits}g}"
+    if value == 0: return "0"
+    return f"{value:+.{digits}g}" if abs(value) >= 1e-4 else f"{value:+.{digits - 2}e}"
+
+def _digits(values, unit):
+    "Three significant digits, or as many more as let different values look different: an interval that is not a point."
+    return next((digits for digits in range(3, 10) if len({shown(value, unit, digits) for value in values}) == len(set(values))), 10)
+
+NO_LIMIT = ("A `?` in an interval is an end that the pairs do not limit: a run that never reached the target bounds the difference of its pair from one side alone, "
+            "and where too many pairs are of that kind, nothing limits their effect on the other. An effect with such pairs takes their bounds as if they were differences, and is marked `at least`, `at most` or `about`.")
+
+def verdict_words(row, verdict=None):  # row: of `collect`; verdict: of one of its parts
+    "A verdict in words: no scale leaves undecided what rests on recorded runs or samples."
+    verdict = verdict or row["verdict"]
+    return verdict.removesuffix(" at this scale") if row["basis"] in (RECORDS, SAMPLES) else verdict
 
 def effect_text(row):  # a row of `collect`, or one of its parts
     "Effect, interval and pairs of a row, in a phrase."
     if row.get("effect") is None: return ""
-    ends = [("?" if row[k] is None else shown(row[k], row["unit"])) for k in ("low", "high")]
+    digits = _digits([row[k] for k in ("effect", "low", "high")], row["unit"])
+    ends = [shown(row[k], row["unit"], digits) for k in ("low", "high")]
     interval = f" [{', '.join(ends)}]" if ends != ["?", "?"] else ""
     ratio = row["unit"].startswith("ln ratio of ")
     words = ("factor ", "in " + row["unit"].removeprefix("ln ratio of ")) if ratio else ("", row["unit"])
-    return f"{row['bound'] + ' ' if row.get('bound') else ''}{words[0]}{shown(row['effect'], row['unit'])}{interval} {words[1]}, {row['n']} pair{'s' * (row['n'] != 1)}"
+    return f"{row['bound'] + ' ' if row.get('bound') else ''}{words[0]}{shown(row['effect'], row['unit'], digits)}{interval} {words[1]}, {row['n']} pair{'s' * (row['n'] != 1)}"
 
 def table_text(rows,  # of `collect`
                width=120):  # characters
@@ -721,11 +735,12 @@ def table_text(rows,  # of `collect`
     judged = [row for row in rows if row["verdict"] != NOT_RUN]
     absent = [name for name, own in groupby(rows, key=lambda r: r["claim"]) if all(r["verdict"] == NOT_RUN for r in own)]
     wide = max((len(r["claim"]) for r in judged), default=0)
+    named = lambda row: row["form"] + f", {RECORDS}" * (row["basis"] == RECORDS)
     lines = []
     for row in judged:
-        form = row["form"] + ", records" * (row["basis"] == RECORDS)
-        head = f"  {row['claim']:{wide}}  {form:{max(len(r['form']) + 9 * (r['basis'] == RECORDS) for r in judged)}}  {row['verdict']:23}  "
+        head = f"  {row['claim']:{wide}}  {named(row):{max(map(len, map(named, judged)))}}  {verdict_words(row):23}  "
         words = "; ".join(t for t in (effect_text(row), row["reason"], f"evidence of {row['experiment']}" if row["also"] else "") if t)
         lines += textwrap.wrap(words, max(40, width - 1), initial_indent=head, subsequent_indent=" " * min(len(head), 30), break_long_words=False)
+    if any("?]" in effect_text(row) or "[?" in effect_text(row) for row in judged): lines += textwrap.wrap(NO_LIMIT.replace("`", ""), max(40, width - 1), initial_indent="  ", subsequent_indent="  ")
     if absent: lines += textwrap.wrap(", ".join(absent), max(40, width - 1), initial_indent="  not run: ", subsequent_indent=" " * 11, break_on_hyphens=False)
     return "\n".join(["Claims", *lines])

@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
-from .claims import NOT_RUN, RECORDS, REJECTED, REPRODUCED, UNDECIDED, effect_text, shown
+from .claims import NO_LIMIT, NOT_RUN, RECORDS, REJECTED, REPRODUCED, UNDECIDED, effect_text, shown, verdict_words
 
 # %% ../nbs/35_report.ipynb #447e8107
 def text(value):  # anything with a str
@@ -160,7 +160,7 @@ SIGNS = {REPRODUCED: "✓", REJECTED: "✗", UNDECIDED: "?", NOT_RUN: "–"}
 
 def badge(word):
     "A claim's verdict as a word with its sign, coloured by the style."
-    return f'<span class="badge {slug(word)}">{SIGNS.get(word, "")} {text(word)}</span>'
+    return f'<span class="badge {slug(word)}">{SIGNS.get(word) or SIGNS.get(f"{word} at this scale", "")} {text(word)}</span>'
 
 def interval_svg(row, wide=150, high=16):  # row: of claims.collect, or one of its parts; pixels
     "Interval, effect and margin as a picture of one line; empty where there is no effect."
@@ -182,7 +182,7 @@ def _numbers(row):
 def _parts_html(row):
     "The parts of a conjunction, folded away."
     if len(row["parts"]) < 2: return ""
-    lines = "".join(f'<tr><th scope="row">{text(p["name"])}<br><span class="dim">{text(p["inequality"])}</span></th><td>{badge(p["verdict"])}</td><td>{_numbers(p)}</td><td class="remark">{text(p["reason"])}</td></tr>' for p in row["parts"])
+    lines = "".join(f'<tr><th scope="row">{text(p["name"])}<br><span class="dim">{text(p["inequality"])}</span></th><td>{badge(verdict_words(row, p["verdict"]))}</td><td>{_numbers(p)}</td><td class="remark">{text(p["reason"])}</td></tr>' for p in row["parts"])
     return f'<details><summary>all {len(row["parts"])} parts</summary><table><tbody>{lines}</tbody></table></details>'
 
 def _evidence_html(row, names):
@@ -205,22 +205,23 @@ def claims_html(verdicts,  # rows of claims.collect
         for place, row in enumerate(own):
             first = f'<th scope="rowgroup" rowspan="{len(own)}" id="claim-{slug(name)}"><code>{text(name)}</code><br><span class="dim">{text(row["reference"])}</span></th>' if place == 0 else ""
             says = "the same, judged on recorded runs" if row["basis"] == RECORDS else row["statement"]
-            body.append(f'<tr class="{"first" if place == 0 else "next"}">{first}<td>{text(row["form"])}<br><span class="dim">{text(says)}</span></td><td>{badge(row["verdict"])}</td><td>{_numbers(row)}</td><td class="remark">{_evidence_html(row, names)}</td></tr>')
+            body.append(f'<tr class="{"first" if place == 0 else "next"}">{first}<td>{text(row["form"])}<br><span class="dim">{text(says)}</span></td><td>{badge(verdict_words(row))}</td><td>{_numbers(row)}</td><td class="remark">{_evidence_html(row, names)}</td></tr>')
     batch = [row for row in verdicts if row["basis"] != RECORDS]
-    count = lambda rows: "; ".join(f"{sum(row['verdict'] == word for row in rows)} {word}" for word in SIGNS if rows is batch or any(row["verdict"] == word for row in rows))
+    count = lambda rows: "; ".join(f"{sum(row['verdict'] == word for row in rows)} {verdict_words(rows[0], word) if rows is kept else word}" for word in SIGNS if rows is batch or any(row["verdict"] == word for row in rows))
     kept = [row for row in verdicts if row["basis"] == RECORDS]
     tally = f"{len(batch)} verdict{'s' * (len(batch) != 1)}: {count(batch)}." + (f" {len(kept)} more on recorded runs, which were trained earlier and take too long for this scale: {count(kept)}." if kept else "")
     rest = f'<p class="dim">Not run here, as their experiments were not: {", ".join(absent)}.</p>' if absent else ""
+    opened = f'<p class="dim">{text(NO_LIMIT)}</p>' if any("[?" in part or "?]" in part for part in body) else ""
     head = "".join(f'<th scope="col">{title}</th>' for title in ("Claim", "Form and statement", "Verdict", "Effect [interval], pairs", "Reason and evidence"))
     return (f'<section id="claims" class="top"><h2>The claims</h2><p class="tally">{tally} A claim is reproduced where the whole interval of the mean paired difference lies above a margin that was fixed in advance, not reproduced where it lies below, '
             'and undecided otherwise, or with fewer than five pairs of seed and signal. Where a claim has parts, the numbers are those of the part that decides.</p>'
-            f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>{rest}</section>')
+            f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>{opened}{rest}</section>')
 
 # %% ../nbs/35_report.ipynb #384034c4
 def _own_claims(verdicts):
     "The verdicts whose evidence an experiment carries, for its section."
     if not verdicts: return ""
-    return "<h3>Claims</h3>" + "".join(f'<p><a href="#claim-{slug(row["claim"])}"><code>{text(row["claim"])}</code></a>, {text(row["form"])}{", recorded runs" * (row["basis"] == RECORDS)}<br>{badge(row["verdict"])}</p>' for row in verdicts)
+    return "<h3>Claims</h3>" + "".join(f'<p><a href="#claim-{slug(row["claim"])}"><code>{text(row["claim"])}</code></a>, {text(row["form"])}{", recorded runs" * (row["basis"] == RECORDS)}<br>{badge(verdict_words(row))}</p>' for row in verdicts)
 
 def _recorded_words(record):
     "How many of an experiment's runs were read from records of an earlier time, in a sentence; empty where none was."
@@ -288,7 +289,7 @@ def _told(verdicts, claim):
         batch, kept = (next((row for row in own if row["form"] == form and (row["basis"] == RECORDS) == recorded), None) for recorded in (False, True))
         row = kept if kept and not (batch and batch["verdict"] in (REPRODUCED, REJECTED)) else batch
         of = f' of {", ".join(row["signals"])}' if 0 < len(row.get("signals") or ()) <= 4 else ""  # a row of the paper may show other signals than those that were judged
-        lines.append(f'{text(form)} {badge(row["verdict"])}' + f' <span class="dim">on recorded runs{text(of)}</span>' * (row is kept))
+        lines.append(f'{text(form)} {badge(verdict_words(row))}' + f' <span class="dim">on recorded runs{text(of)}</span>' * (row is kept))
     name = f"<code>{text(claim)}</code>"
     return f'<a href="#claim-{slug(claim)}">{name}</a>: ' + ", ".join(lines) if any(row["verdict"] != NOT_RUN for row in own) else f"{name}: not run" * bool(own)
 

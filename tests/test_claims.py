@@ -434,7 +434,32 @@ def test_recorded_evidence_has_its_own_verdict(made_up):
     found = claims.collect([{**entry("home", four), "record": {"metrics": {"claims": four, "recorded_claims": {"one": {"printed": {"differences": BAD}}, "new": {}}}}}], "smoke")
     assert [(r["claim"], r["basis"], r["verdict"], r["n"], r["scale"]) for r in found][:2] == [("one", "runs of this batch", UNDECIDED, 4, "smoke"), ("one", "recorded runs", REJECTED, 5, "recorded")]
     assert len(found) == 4 and claims.unregistered([{"record": {"metrics": {"recorded_claims": {"new": {}}}}}]) == ["new"]
-    assert "printed, records  not reproduced" in claims.table_text(found)
+    assert "printed, recorded runs  not reproduced" in claims.table_text(found)
+
+
+def test_what_records_leave_undecided_is_not_so_at_this_scale(made_up):
+    "Catches `undecided at this scale` beside a verdict on runs of another scale, and the batch's own without it."
+    both = {"metrics": {"claims": {"one": {"printed": {"differences": OPEN}}}, "recorded_claims": {"one": {"printed": {"differences": OPEN}}}}}
+    batch, kept = claims.collect([{**entry("home", {}), "record": both}], "quick")[:2]
+    assert (claims.verdict_words(batch), claims.verdict_words(kept), claims.verdict_words(kept, NOT_RUN)) == (UNDECIDED, "undecided", NOT_RUN)
+    lines = claims.table_text([batch, kept], 200).splitlines()
+    assert f"printed                 {UNDECIDED}" in lines[1] and "printed, recorded runs  undecided    " in lines[2] and claims.verdict_words({**kept, "basis": claims.SAMPLES}) == "undecided"
+
+
+@pytest.mark.parametrize("effect, low, high, unit, words", [
+    (0., 0., -0., "fraction", "0 [0, 0] fraction"),  # was +0 [+0, -0]
+    (.0004, .0002, .0006, "ln ratio of steps", "factor 1.0004 [1.0002, 1.0006] in steps"),  # was factor 1 [1, 1]
+    (1., .99999, 1.00001, "dB", "+1 [+0.99999, +1.00001] dB"), (-1e-13, -2.04e-13, -2.01e-13, "dB", "-1.00e-13 [-2.04e-13, -2.01e-13] dB"),
+    (1., 1., 1., "dB", "+1 [+1, +1] dB"), (.5, .25, .75, "dB", "+0.5 [+0.25, +0.75] dB"), (0., None, 0., "ln ratio of steps", "factor 1 [?, 1] in steps")], ids=str)
+def test_an_interval_looks_like_a_point_only_where_it_is_one(effect, low, high, unit, words):
+    "Catches a zero with a sign, and rounding that hides the width of an interval."
+    assert claims.effect_text({"effect": effect, "low": low, "high": high, "unit": unit, "n": 5}) == f"{words}, 5 pairs"
+
+
+def test_an_end_without_a_limit_is_explained(made_up):
+    "Catches a `?` in the table that no line of it explains, and the explanation where there is no `?`."
+    explained = lambda differences: "A ? in an interval" in " ".join(claims.table_text(claims.collect([entry("home", {"one": {"printed": {"differences": differences}}})], "laptop"), 100).split())
+    assert explained([1., 1.2, .9, 1.1, [.8, None]]) and not explained(GOOD)
 
 
 def test_relu_pe_from_runs():

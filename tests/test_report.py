@@ -229,6 +229,20 @@ def test_verdicts_on_recorded_runs_stand_apart(tmp_path):
     assert "recorded runs" not in judged(tmp_path, [ROW])
 
 
+def test_recorded_runs_are_not_undecided_at_this_scale(tmp_path):
+    "In the table, its parts, its tally and the sections: catches records called `undecided at this scale`, a scale that they do not have; and a badge without sign or colour."
+    part = {k: ROW[k] for k in ("reason", "effect", "bound", "low", "high", "n", "margin", "unit", "inequality")} | {"verdict": "undecided at this scale"}
+    row = {**ROW, "verdict": "undecided at this scale", "basis": "recorded runs", "parts": [{**part, "name": "a"}, {**part, "name": "b"}]}
+    made = judged(tmp_path, [row])
+    assert "undecided at this scale" not in made.replace("0 undecided at this scale", "") and made.count('<span class="badge undecided">? undecided</span>') == 4
+    assert "1 more on recorded runs" in made and ": 1 undecided." in made and "undecided at this scale</span>" in judged(tmp_path, [{**row, "basis": "runs of this batch"}])
+
+
+def test_an_end_without_a_limit_is_explained(tmp_path):
+    "Catches a `?` in an interval that nothing on the page explains."
+    assert "in an interval is an end" in judged(tmp_path, [ROW]) and "in an interval is an end" not in judged(tmp_path, [{**ROW, "high": .9}])
+
+
 def test_parts_of_a_conjunction_are_listed(tmp_path):
     "Folded away, each with its own verdict and numbers; without evidence without numbers."
     part = {k: ROW[k] for k in ("verdict", "reason", "effect", "bound", "low", "high", "n", "margin", "unit", "inequality")}
