@@ -585,12 +585,16 @@ class Experiment:
         self.runs, self.figures, self.tables, self.note = [], [], [], None
 
     def sweep(self, configs, workers=None, **options):
-        "Train or read the runs of these configs, in order; see `runs.sweep`."
+        "Train or read the runs of these configs, in order, and say how many are read where the progress counts the others alone; see `runs.sweep`."
         from inr_precond import runs
         done = runs.sweep(configs, store=self.out / "runs", workers=workers, **options)
         self.runs += done
         return done
 
+        configs, records = list(configs), options.get("records") or os.environ.get("INR_PRECOND_RECORDS")
+        keys = {config.key for config in configs if isinstance(config, runs.RunConfig)}
+        read = sum(runs.damage(self.out / "runs" / key) is None or bool(records) and (Path(records) / f"{key}.json").exists() for key in keys)
+        if options.get("progress", True) and 0 < read < len(keys): print(f"{read} run{'s' * (read > 1)} read, {len(keys) - read} to train", flush=True)
 SCALES = ("smoke", "quick", "laptop", "full")
 
 # %% ../nbs/34_figures.ipynb #ec6dc3b4

@@ -1,4 +1,5 @@
 """Tables, comparisons and files of the experiment notebooks, on runs whose crossing times are known from a formula."""
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -486,3 +487,16 @@ def test_powers_of_ten_are_plain_text():
              r"$\mathdefault{2^{6}}$": "2⁶", r"$\mathdefault{0}$": "0", "": "", "0.25": "0.25", r"$\mathdefault{10^{1.50}}$": r"$\mathdefault{10^{1.50}}$", r"$\alpha$": r"$\alpha$"}
     assert figures._in_plain_text(lambda values: values, list(given)) == list(given.values())
     assert figures._in_plain_text(lambda values: values, list(given.values())) == list(given.values()), "a figure that is saved twice"
+
+
+# ---- what is read, and what is not timed --------------------------------------------------------------------------------------------------------
+
+def test_a_sweep_says_how_many_runs_were_read(tmp_path, capsys):
+    "Two of three runs were there: `1 of 1 runs trained` alone leaves a reader to wonder where the others of the figure come from. All read: nothing, as before."
+    from inr_precond.runs import RunConfig
+    configs = [RunConfig(recipe="adam/released", image="astronaut", image_size=16, batch_size=32, hidden_features=4, num_layers=2, steps=2, evaluations=1, seed=seed) for seed in range(3)]
+    def said(configs, **options):
+        figures.Experiment("e", "t", "p", "smoke", tmp_path).sweep(iter(configs), workers=1, **options)
+        return capsys.readouterr().out
+    assert said(configs[:2]) == "" and said(configs) == "2 runs read, 1 to train\n" and said(configs) == ""
+    assert said([configs[0], dataclasses.replace(configs[0], seed=7)], progress=False) == ""
