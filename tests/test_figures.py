@@ -500,3 +500,18 @@ def test_a_sweep_says_how_many_runs_were_read(tmp_path, capsys):
         return capsys.readouterr().out
     assert said(configs[:2]) == "" and said(configs) == "2 runs read, 1 to train\n" and said(configs) == ""
     assert said([configs[0], dataclasses.replace(configs[0], seed=7)], progress=False) == ""
+
+
+def test_nothing_is_timed_at_smoke(tmp_path):
+    "Tiny runs are mostly what a process pays once: catches milliseconds a step, seconds or their ratio in a table or a sentence, and a caption that does not say that they are absent."
+    groups = figures.by_method([make_run(r, slope=k, size=32, steps=24) for r, k in (("adam/released", 0.002), ("esgd/released", 0.003))])
+    rows = figures.measure(groups)
+    assert rows.ms_per_step.isna().all() and rows.seconds_to_target.isna().all() and rows.steps_to_target.notna().all()
+    table = figures.result_table(rows).T
+    assert set(table.loc["ms a step"]) == set(table.loc["seconds to Adam's final PSNR"]) == {"-"}
+    assert "of its steps" in (text := figures.conclude_speed(rows, "ESGD released")) and "seconds" not in text and "nan" not in text
+    experiment = figures.Experiment("e", "t", "p", "smoke", tmp_path)
+    for name, own in (("results", table), ("settings", table.iloc[:2]), ("recorded_results", table), ("runs", rows)): experiment.table(own, name, "Caption.")
+    assert ["not measured at smoke" in entry["caption"] for entry in experiment.tables] == [True, False, False, True]
+    quick = figures.Experiment("e", "t", "p", "quick", tmp_path); quick.table(table, "results", "Caption.")
+    assert quick.tables[0]["caption"] == "Caption." and figures.measure(figures.by_method(pairs(1))).ms_per_step.notna().all()
