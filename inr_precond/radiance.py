@@ -126,7 +126,7 @@ class Setting:
     batch_size: int  # rays
     samples: int
     hidden_features: int
-    num_layers: int
+    num_layers: int  # hidden layers of the trunk
     evaluations: int
     haze: float  # density bias before a white background
 

@@ -593,3 +593,10 @@ def test_the_batch_knows_scenes(tmp_path, fern):
     file.unlink()
     with pytest.raises(ValueError, match="cameras for 7 images .* holds 6"):
         fingerprint(fern)
+
+
+@pytest.mark.parametrize("name", ["tab01_llff", "tab02_03_llff_adam_sgd", "tab05_blender", "tab06_bleff", "fig02_tab04_relu_pe"])
+def test_settings_say_which_layers_they_count(repository, name):
+    "A field's num_layers are the hidden layers of its trunk, those of pictures and shapes all linear ones: catches a settings table that leaves the reader to guess."
+    shown = (repository / "nbs" / "experiments" / f"{name}.ipynb").read_text()
+    assert "<th>hidden layers</th>" in shown and "<th>num_layers</th>" not in shown and "<th>layers</th>" not in shown
