@@ -418,6 +418,19 @@ def test_the_table_beside_the_published_one(finished):
     assert shown.loc["steps to Adam's", ("lego", "ESGD mended")] == "" and shown.loc["held-out PSNR (dB)", ("lego", "mean colour")] == "11.00"
 
 
+def test_what_tab05_says_of_the_recorded_runs(repository):
+    "The sentences below the recorded curves of lego, from the records: catches `ahead in the first third`, which was wrong."
+    kept = recorded(radiance.configs("laptop", *radiance.TABLES[5], radiance.pairs_of("laptop", ["lego"])), repository / "results" / "recorded" / "runs")
+    along = figures.differences(radiance.by_recipe(kept)).query("method == 'ESGD mended'").groupby("step")["difference"].agg(["min", "mean", "max"])
+    assert len(kept) == 15 and [step for step in along.index if along["mean"][step] > 0] == [step for step in along.index if step <= 3_008] and round(along["mean"].max(), 2) == .54 == round(along["mean"][1_216], 2)
+    assert [step for step in along.index if along["min"][step] > 0] == [1_216, 1_792] and [step for step in along.index if along["max"][step] < 0] == [step for step in along.index if step >= 4_224]
+    gained = {name: np.mean([r.final["train_psnr"] - figures.at_step(r, 3_008) for r in own]) for name, own in radiance.by_recipe(kept).items()}
+    assert (round(gained["ESGD mended"], 2), round(gained["Adam"], 2)) == (.41, 1.15)
+    for problem, factor in ((p, f) for p, f in radiance.at_factors() if p.startswith("64")):
+        same = figures.differences(radiance.by_recipe(recorded(radiance.at_factors()[problem, factor], repository / "results" / "recorded" / "runs"))).query("method == 'ESGD mended'").groupby("step")["difference"].mean()
+        assert max(step for step in same.index if same[step] > 0) == 1_792 and same.max() < .54 and round(same[6_000], 1) == -.4
+
+
 def test_methods_are_called_by_their_recipe():
     "The claims' reference is 'Adam': catches labels with rates in them, which leave every run without a partner."
     made = [SimpleNamespace(config=c) for c in radiance.configs("laptop", *radiance.TABLES[5], [("lego", 0), ("lego", 1)])]
