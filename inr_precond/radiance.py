@@ -6,8 +6,9 @@
 __all__ = ['PUBLISHED', 'NETWORKS', 'ADAM', 'ESGD', 'SGD', 'SCENES', 'TABLES', 'VIEWS', 'RATES', 'SHORT', 'SETTINGS', 'PROBLEMS',
            'LENGTHS', 'QUANTITIES', 'RATE_GRID', 'FACTORS', 'ENCODED', 'ENCODED_GRID', 'published', 'rate_of',
            'Setting', 'available', 'scenes_of', 'remarks', 'setting_words', 'pairs_of', 'configs', 'by_recipe',
-           'baseline', 'baselines', 'comparison', 'shown', 'views_figure', 'rendered', 'path_of', 'film', 'search',
-           'search_table', 'search_figure', 'at_rates', 'best_rates', 'rates_figure', 'at_factors', 'factors_figure']
+           'baseline', 'baselines', 'comparison', 'shown', 'apart', 'recorded_words', 'beside', 'views_figure',
+           'rendered', 'path_of', 'film', 'search', 'search_table', 'search_figure', 'at_rates', 'best_rates',
+           'rates_figure', 'at_factors', 'factors_figure']
 
 # %% ../nbs/42_radiance.ipynb #d46d76a7
 from collections.abc import Iterable
@@ -21,7 +22,7 @@ from . import figures
 from .data.scenes import BLEFF, BLENDER, LLFF, background_of, fingerprint, meeting_point
 from .metrics import lpips_weights
 from .render import RadianceField, orbit, render_view, spiral
-from .runs import RunConfig, on_device, signals
+from .runs import RunConfig, on_device, recorded, signals
 from .train import evaluated_views, psnr_of_mse
 
 # %% ../nbs/42_radiance.ipynb #d70d8f45
@@ -233,39 +234,95 @@ def baselines(configs: Iterable[RunConfig]) -> dict:  # name of a scene, as in t
     "baseline of each scene."
     return {Path(signal).stem: baseline(config) for signal, config in {config.signal: config for config in configs}.items()}
 
-
+# %% ../nbs/42_radiance.ipynb #4a123d35
 _HERE = {"scene": "scene", "method": "method", "steps": "steps", "train_psnr": "training PSNR (dB)", "steps_to_target": "steps to Adam's", "seconds_to_target": "seconds to it, whole steps", "psnr": "held-out PSNR (dB)", "ssim": "SSIM", "ssim_zeros": "SSIM, zeros around", "lpips": "LPIPS"}
+_ALONE = "seconds to it, update alone"  # of the paper, which times optimizer.step()
+
+
+def _published_lines(number):
+    "The rows of a printed table, in the columns of ours."
+    for facts in published(number).to_dict("records"):
+        steps, timed = 1000 * facts["iterations"], facts["seconds"] == facts["seconds"]  # Tables 2 to 4 time nothing, and stop both optimizers at one length
+        line = {_HERE[k]: facts[k] for k in ("scene", "train_psnr", "psnr", "ssim", "lpips")} | {"steps": steps, _HERE["steps_to_target"]: steps if timed else np.nan, _ALONE: facts["seconds"]}
+        yield line | {"method": {"adam": "Adam", "esgd": "ESGD", "sgd": "SGD"}[facts["optimizer"]] + ", published"}
 
 
 def comparison(
     number: int,  # of the table, 1 to 6
     rows,  # of figures.measure
-    baselines: dict,  # scene's name -> dB
-):  # DataFrame, one row a scene and method, and one a scene for the mean colour
-    "Ours beside the published numbers of a table: means over the seeds; an empty cell where there is none."
+    baselines: dict | None = None,  # scene's name -> dB
+    others: bool = True,  # whether scenes that were not trained are in it
+):  # DataFrame, one row a scene and method: ours, the mean colour, and the published ones
+    "Ours and the published rows of a table: means over the seeds; NaN where there is no number. The scenes that were trained come first."
     import pandas as pd
 
-    printed, lines = published(number).set_index(["scene", "optimizer"]), []
+    lines = []
     for (scene, name), own in rows.groupby(["scene", "method"], sort=False):
         line = {words: scene if key == "scene" else name if key == "method" else float(own[key].astype(float).mean()) for key, words in _HERE.items()}
         for unit in ("steps", "seconds"):  # where a run never arrived, no mean of those that did
             line[_HERE[f"{unit}_to_target"]] = float(own[f"{unit}_to_target"].median()) if own[f"{unit}_to_target"].notna().all() else np.nan
-        recipe, kind = own["recipe"].iloc[0].split("/")
-        facts = printed.loc[scene, recipe] if (scene, recipe) in printed.index and kind == "released" else None
-        lines.append(line | {f"published {k}": np.nan if facts is None else facts[k] for k in PUBLISHED})
-    lines += [{"scene": scene, "method": "mean colour", "held-out PSNR (dB)": value} for scene, value in baselines.items()]
-    return pd.DataFrame(lines).set_index(["scene", "method"])
+        lines.append(line)
+    lines += [{"scene": scene, "method": "mean colour", "held-out PSNR (dB)": value} for scene, value in (baselines or {}).items()]
+    trained = list(dict.fromkeys(line["scene"] for line in lines))
+    lines += [line for line in _published_lines(number) if others or line["scene"] in trained]
+    order = {scene: place for place, scene in enumerate(dict.fromkeys([*trained, *(line["scene"] for line in lines)]))}
+    lines.sort(key=lambda line: order[line["scene"]])
+    columns = [_ALONE if words == "between" else words for key, words in [*list(_HERE.items())[:6], ("", "between"), *list(_HERE.items())[6:]]]
+    table = pd.DataFrame(lines).reindex(columns=columns).set_index(["scene", "method"])
+    return table if table[_ALONE].notna().any() else table.drop(columns=_ALONE)
 
 
 def shown(
     table,  # of comparison
-):  # DataFrame of words, one column a scene and method
-    "The table as it is read: steps whole, decibels with two decimals, the rest with three; an empty cell where there is no number."
+):  # DataFrame of words
+    "The table as it is read: steps whole, decibels with two decimals, seconds with one, the rest with three; an empty cell where there is no number."
     def form(name):
-        digits = 0 if "steps" in name or "iterations" in name else 1 if "seconds" in name else 2 if "psnr" in name.lower() else 3
+        digits = 0 if "steps" in name.removesuffix(", whole steps") else 1 if "seconds" in name else 2 if "psnr" in name.lower() else 3
         return lambda value: "" if value != value else f"{value:,.{digits}f}"
 
-    return table.apply(lambda column: column.map(form(column.name))).T
+    return table.apply(lambda column: column.map(form(column.name)))
+
+# %% ../nbs/42_radiance.ipynb #4a123d36
+def apart(
+    numbers: Iterable[int],  # of tables of one dataset
+    scenes: Iterable[str],  # names of those that were trained, as the tables of runs have them
+) -> str:
+    "What a reader must know before ours and the published rows are compared, in a sentence."
+    numbers, s = list(numbers), SETTINGS["full"]
+    data, networks = TABLES[numbers[0]][0], " and ".join(TABLES[number][1] for number in numbers)
+    strange = [scene for scene in dict.fromkeys(scenes) if scene not in set(published(numbers[0])["scene"])]
+    words = f"Published rows: {networks} fields of {s.num_layers} x {s.hidden_features} at {VIEWS[data]} pixels, {s.batch_size:,} rays of {s.samples} points, on the paper's scenes"
+    none = f", none of which is {'the embedded knot' if strange == ['knot'] else ' or '.join(strange)}" if strange else ""
+    return f"{words}{none}: compare methods within the rows of one setting and scene, not ours with the published."
+
+
+def recorded_words(
+    configs: Iterable[RunConfig],  # planned
+    network: str,  # one of NETWORKS, or several in words
+) -> str:
+    "The setting of those runs that are recorded, with their length."
+    kept = [run.config for run in recorded(configs)]
+    return f"recorded runs of {' and '.join(f'{steps:,}' for steps in sorted({c.steps for c in kept}))} steps, {setting_words(kept, network)}"
+
+
+def beside(
+    experiment,  # figures.Experiment
+    tables: dict,  # number of a table -> rows of figures.measure
+    setting: str,  # of ours, in words
+    baselines: dict | None = None,  # scene's name -> dB
+    remark: str = "",  # of the caption
+    name: str = "results",  # of the table's file
+    others: bool = True,  # whether published scenes that were not trained are shown
+):  # DataFrame of words
+    "Save the comparison of one or more tables with its caption, and return it as it is read."
+    import pandas as pd
+
+    made = {TABLES[number][1]: comparison(number, rows, baselines, others) for number, rows in tables.items()}
+    table = pd.concat(made, names=["network"]) if len(made) > 1 else next(iter(made.values()))
+    title = f"Table {next(iter(tables))}" if len(tables) == 1 else f"Tables {' and '.join(map(str, tables))}"
+    words = apart(tables, pd.concat(list(tables.values()))["scene"])
+    experiment.table(table.round(4), name, f"{title}: ours (means over the seeds) and the published rows. Ours: {setting}. {words}{remark}")
+    return shown(table)
 
 # %% ../nbs/42_radiance.ipynb #63335a74
 def views_figure(

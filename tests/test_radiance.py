@@ -405,17 +405,46 @@ def test_baselines_are_named_as_the_tables_name_scenes(fern, monkeypatch):
     assert list(radiance.baselines([config, config])) == ["small"] and rows.scene.tolist() == ["balls"]
 
 
-def test_the_table_beside_the_published_one(finished):
-    "Catches published numbers beside another optimizer's, and a mended method that is given the released one's."
-    rows = figures.measure({"Adam": [made_up("adam/released", 0, 20.)], "ESGD released": [made_up("esgd/released", 0, 25.)], "ESGD mended": [made_up("esgd/mended", 0, 15.)]})
-    table = radiance.comparison(5, rows, {"lego": 11.})
-    assert table.loc[("lego", "ESGD released"), "published iterations"] == 80 and table.loc[("lego", "Adam"), "published psnr"] == 25.37 and math.isnan(table.loc[("lego", "ESGD mended"), "published psnr"])
+def of_table_5(scene="lego"):
+    "Rows of Adam and both forms of ESGD on one scene."
+    return figures.measure({"Adam": [made_up("adam/released", 0, 20., scene=scene)], "ESGD released": [made_up("esgd/released", 0, 25., scene=scene)], "ESGD mended": [made_up("esgd/mended", 0, 15., scene=scene)]})
+
+
+def test_the_table_beside_the_published_one():
+    "Catches another optimizer's numbers, seconds of the update alone among those of whole steps, and a scene that stands apart from its published rows."
+    table = radiance.comparison(5, of_table_5(), {"lego": 11.})
+    assert table.loc[("lego", "ESGD, published"), ["steps", "steps to Adam's", "seconds to it, update alone"]].tolist() == [80_000, 80_000, 179.59] and table.loc[("lego", "Adam, published"), "held-out PSNR (dB)"] == 25.37
+    assert table["seconds to it, whole steps"].dropna().index.tolist() == [("lego", "Adam"), ("lego", "ESGD released")] and list(table.index[:6]) == [("lego", m) for m in ("Adam", "ESGD released", "ESGD mended", "mean colour", "Adam, published", "ESGD, published")]
     half = figures.measure({"Adam": [made_up("adam/released", s, 20.) for s in (0, 1)], "ESGD released": [made_up("esgd/released", 0, 25.), made_up("esgd/released", 1, 15.)]})
-    assert math.isnan(radiance.comparison(5, half, {}).loc[("lego", "ESGD released"), "seconds to it, whole steps"])  # one of two never arrived
+    assert math.isnan(radiance.comparison(5, half).loc[("lego", "ESGD released"), "seconds to it, whole steps"])  # one of two never arrived
     assert table.loc[("lego", "ESGD released"), "steps to Adam's"] == pytest.approx(24_000) and math.isnan(table.loc[("lego", "ESGD mended"), "steps to Adam's"]) and table.loc[("lego", "mean colour"), "held-out PSNR (dB)"] == 11.
     shown = radiance.shown(table)  # as read: catches steps with decimals, and NaN in a cell that holds nothing
-    assert shown.loc["steps to Adam's", ("lego", "ESGD released")] == "24,000" and shown.loc["published iterations", ("lego", "ESGD released")] == "80" and shown.loc["published psnr", ("lego", "Adam")] == "25.37"
-    assert shown.loc["steps to Adam's", ("lego", "ESGD mended")] == "" and shown.loc["held-out PSNR (dB)", ("lego", "mean colour")] == "11.00"
+    assert shown.loc[("lego", "ESGD released"), "steps to Adam's"] == "24,000" and shown.loc[("lego", "Adam, published"), "held-out PSNR (dB)"] == "25.37"
+    assert shown.loc[("lego", "ESGD mended"), "steps to Adam's"] == "" and shown.loc[("lego", "mean colour"), "held-out PSNR (dB)"] == "11.00"
+
+
+@pytest.mark.parametrize("number, optimizers", [(1, "ESGD"), (2, "SGD"), (3, "SGD"), (4, "ESGD"), (5, "ESGD"), (6, "ESGD")])
+def test_published_rows_are_shown_whatever_scene_was_trained(number, optimizers):
+    "Catches a table of the embedded scene beside which nothing stands, which is what a reader without data had."
+    table, facts = radiance.comparison(number, of_table_5("knot")), radiance.published(number)
+    own = table[[name.endswith(", published") for _, name in table.index]]
+    assert len(own) == 10 and list(own.index) == [(scene, f"{name}, published") for scene in dict.fromkeys(facts.scene) for name in ("Adam", optimizers)]
+    assert own["held-out PSNR (dB)"].tolist() == facts.psnr.tolist() and own["training PSNR (dB)"].tolist() == facts.train_psnr.tolist() and own["steps"].tolist() == (1000 * facts.iterations).tolist()
+    assert ("seconds to it, update alone" in table) == facts.seconds.notna().any() == own["steps to Adam's"].notna().all()
+    assert len(radiance.comparison(number, of_table_5("knot"), others=False)) == 3
+
+
+def test_ours_is_said_to_be_of_another_scene(tmp_path):
+    "Catches a caption that lets the embedded scene pass for the paper's, or calls lego another scene; and a caption without the paper's setting."
+    def caption(rows, **more):
+        experiment = figures.Experiment("tab05", "t", "p", "quick", tmp_path)
+        radiance.beside(experiment, {5: rows}, "small fields", **more)
+        return experiment.tables[0]["caption"]
+    assert "none of which is the embedded knot" in caption(of_table_5("knot")) and "none" not in (lego := caption(of_table_5(), others=False))
+    assert "small fields" in lego and "8 x 256 at 400 pixels" in lego and "Table 5" in lego
+    experiment = figures.Experiment("tab02", "t", "p", "quick", tmp_path)
+    words = radiance.beside(experiment, {2: of_table_5("knot"), 3: of_table_5("knot")}, "small fields", name="both")
+    assert words.index.names == ["network", "scene", "method"] and set(words.index.get_level_values("network")) == {"ReLU", "ReLU-PE"} and experiment.tables[0]["caption"].startswith("Tables 2 and 3")
 
 
 def test_what_tab05_says_of_the_recorded_runs(repository):
