@@ -390,11 +390,11 @@ class Execution:
         job.status, job.error = ("ran", None) if status == 0 and record else ("failed", failure(self.target, self.log, status))
         if status == 0 and not record: job.error = f"it ended without writing a sound experiments/{job.name}.json; its last cell has to call Experiment.finish"
         if job.status == "failed" and any(kept.exists() for kept in self._files().values()): job.error += f" (what its last good execution gave is kept in {self.out / 'previous'})"
-        if job.status == "ran":
-            for kept in self._files().values(): kept.unlink(missing_ok=True)
         if job.status == "ran": self.parts |= after_execution(self.out, record, job.parameters); self.log.unlink(missing_ok=True)
         job.seconds, job.finished, job.provenance = round(time.monotonic() - self.began, 1), now(), self.provenance
         save(self.out / "state" / f"{job.name}.json", json.dumps({**job.entry(), "parts": self.parts}, indent=1))
+        if job.status == "ran":  # not before its state is written: without it the new record counts for nothing
+            for kept in self._files().values(): kept.unlink(missing_ok=True)
 
 # %% ../nbs/33_reproduce.ipynb #430ab934
 def gather(jobs, out, scale, provenance):

@@ -360,7 +360,7 @@ class Identity:
     def resolved(self) -> dict:
         "explicit(), with the SHA-256 of the image's pixels, of the mesh, or of the scene's pictures and cameras, its name in place of a path, and FORMAT; loads the signal."
         data = self.data()
-        return {**self.explicit(), "format": FORMAT, self.kind: data.name, "data_sha256": data.sha256}
+        return {**self.explicit(), "format": FORMAT, self.kind: data.name, "data_sha256": data.sha256, **({"ndc_near": "scene"} if self.ndc and not data.inverse_depth else {})}  # it was 1 for every scene once
 
     @property
     def label(self) -> str:
@@ -512,7 +512,7 @@ def _near_plane(scene):
         if (first - scene.poses[k, :, 3])[:, 2].max() >= 0:
             raise ValueError(f"ndc is True, and view {k} of scene {scene.name!r} has rays that do not run toward -z; normalised device coordinates are for cameras that all face forward (LLFF), so leave ndc out.")
     if scene.inverse_depth:
-        return 1.0  # LLFF's scale puts all that is seen beyond 1, where nerf-pytorch has the plane
+        return 1.0  # as nerf-pytorch, for LLFF's scale; cameras that turn or stand far apart can see what lies before it
     if plane <= 0:
         raise ValueError(f"ndc is True, and what scene {scene.name!r} shows begins at z = {-plane:.4g}, in the units of its poses; normalised device coordinates need all of it at z < 0, so move the poses' origin to the cameras, or leave ndc out.")
     return plane

@@ -535,6 +535,7 @@ def test_ndc_begins_where_the_scene_does(fern, tmp_path):
     first = torch.stack(origins) + .2 * torch.stack(directions)                        # where each ray of each view begins
     assert 0 < model.ndc.near <= -first[..., 2].max() and model.ndc.near > -first[..., 2].max() - .05
     assert runs.network(RunConfig(**{**SMALL, "scene": fern, "view_size": 24, "ndc": True})).ndc.near == 1.
+    assert RunConfig(**common).resolved()["ndc_near"] == "scene" and "ndc_near" not in RunConfig(**{**SMALL, "scene": fern, "view_size": 24, "ndc": True}).resolved()  # an older run had 1: not this key
     behind = write_json(tmp_path / "behind" / "transforms.json", replace_world(front(), -5.), near=.2, far=5.)
     with pytest.raises(ValueError, match="begins at z = .*move the poses' origin") as caught: runs.network(RunConfig(**{**common, "scene": str(behind)}))
     assert "\n" not in str(caught.value)

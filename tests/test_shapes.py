@@ -302,7 +302,7 @@ def bad_files(folder):
     Image.new("RGB", (8, 8)).save(folder / "png.obj", format="PNG"); Image.new("RGB", (8, 8)).save(folder / "jpg.ply", format="JPEG")
     corners = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
     (folder / "nan.obj").write_text("v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n"); (folder / "nofaces.obj").write_text(corners)
-    (folder / "zero.obj").write_text("# f 0\n" + corners + "v 0 0 1\nf 4/1 2 3\nf\t 10/2 0/3 1\n"); (folder / "half.obj").write_text("v 0 0 0\nv 1 0\n"); (folder / "index.obj").write_text(corners + "f 1 2 9\n"); (folder / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
+    (folder / "zero.obj").write_text("# f 0\n" + corners + "v 0 0 1\nf 4/1 2 3\nf\t 10/2 -0/3 1\n"); (folder / "half.obj").write_text("v 0 0 0\nv 1 0\n"); (folder / "index.obj").write_text(corners + "f 1 2 9\n"); (folder / "point.obj").write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n")
     trimesh.PointCloud(V).export(folder / "cloud.ply")
     (folder / "empty.obj").touch(); (folder / "page.ply").write_text("<html>"); (folder / "text.stl").write_text("no mesh"); (folder / "a.xyzzy").write_text("1"); (folder / "folder.obj").mkdir()
     trimesh.creation.box().export(folder / "box.ply"); data = (folder / "box.ply").read_bytes(); (folder / "cut.ply").write_bytes(data[:-30])

@@ -252,7 +252,7 @@ def _check_file(path):
 def _check_obj(path):
     "ValueError where faces are numbered from 0: the reader would take number 0 for the last vertex, and a wrong surface would be trained on."
     content = path.read_bytes()
-    found = re.search(rb"^[ \t]*f[ \t](?:[^\n#]*[ \t])?0+(?=[/\s]|$)", content, re.MULTILINE)
+    found = re.search(rb"^[ \t]*f[ \t](?:[^\n#]*[ \t])?[-+]?0+(?=[/\s]|$)", content, re.MULTILINE)
     line = content.count(b"\n", 0, found.end()) + 1 if found else 0
     if found: raise ValueError(f"{path} has a face with vertex number 0 in line {line}, and OBJ counts vertices from 1; add 1 to each number of its faces, or write it again with a program that counts so.")
 
